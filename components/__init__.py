@@ -1,0 +1,1 @@
+"""The steps of the line; one folder a step, what one container runs."""

@@ -1,0 +1,1 @@
+"""What several steps share: the step store, execution, command lines, the TorchX launcher, tracking, report parts."""

@@ -1,0 +1,61 @@
+"""``params.yaml``: the one place where a run is described, a section for each step. Imports only their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from components.curation.config import CurationConfig
+from components.deployment.config import DeploymentConfig
+from components.distillation.config import DistillationConfig
+from components.evaluation.config import EvaluationConfig
+from components.pretraining.config import PretrainingConfig
+from components.refinement.config import RefinementConfig
+from components.registration.config import RegistrationConfig
+from foundry.settings import Settings, apply_overrides, load_settings, read_yaml
+
+DEFAULT_FILE = Path("params.yaml")
+
+
+class InputsConfig(Settings):
+    """What a line starts from."""
+
+    images: str = "sample:"
+    """Folder, archive or fsspec URL of unlabelled images; ``sample:`` is the embedded sample pool."""
+    evaluation: str = "auto"
+    """Folder or URL of labelled images for the evaluation. ``auto``: the sample's own where images is ``sample:``, else
+    none; ``none``: no labels."""
+
+    def evaluation_url(self) -> str | None:
+        """``evaluation`` resolved: a URL, or None where there are no labels."""
+        if self.evaluation == "auto":
+            return "sample:evaluation" if self.images == "sample:" else None
+        return None if self.evaluation in ("", "none") else self.evaluation
+
+
+class Params(Settings):
+    """All settings of a line."""
+
+    inputs: InputsConfig = InputsConfig()
+    curation: CurationConfig = CurationConfig()
+    pretraining: PretrainingConfig = PretrainingConfig()
+    refinement: RefinementConfig = RefinementConfig()
+    distillation: DistillationConfig = DistillationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    registration: RegistrationConfig = RegistrationConfig()
+    deployment: DeploymentConfig = DeploymentConfig()
+
+
+def load_params(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Params:
+    """The settings in ``path`` with each ``a.b=c`` of ``overrides`` set.
+
+    ``path`` None: ``params.yaml`` in the working folder where there is one, else the defaults. Raises
+    :class:`UserError` naming the key, the file and the nearest valid name.
+    """
+    if path is None and DEFAULT_FILE.is_file():
+        path = DEFAULT_FILE
+    values = read_yaml(path) if path is not None else {}
+    source = str(path) if path is not None else "settings"
+    if overrides:
+        values, source = apply_overrides(values, overrides), f"{source} with --set"
+    return load_settings(Params, values, source)

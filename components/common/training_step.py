@@ -1,0 +1,108 @@
+"""What pretraining, refinement and distillation share: a recipe, run by TorchX in its own processes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, model_validator
+
+from components.common.step import InputSpec
+from foundry.errors import UserError
+from foundry.settings import Settings
+
+if TYPE_CHECKING:
+    from training.recipe import Recipe
+
+DATASET = InputSpec("dataset", "curated dataset: the result of curation")
+EVALUATION = InputSpec(
+    "evaluation", "labelled images for the k-NN during training: folder, archive or URL", required=False, kind="url"
+)
+RECORDS = ("metrics.jsonl", "events.jsonl", "logs/*")
+"""Files of a training run that hold times."""
+TRANSIENT = ("recipe", "overrides")
+"""The resolved recipe stands in the fingerprint instead, whatever its name and however it was written."""
+CODE = "training.__main__"
+"""What the processes run."""
+DISK_BYTES = 4 << 30
+"""Free space wanted at the start: checkpoints (two at a time), exports and logs of a run; small runs need less."""
+
+
+class TrainingConfig(Settings):
+    """Settings of a step that trains."""
+
+    recipe: str
+    """Name of a recipe in training/recipes, or a YAML file."""
+    processes: Annotated[int, Field(ge=1)] = 2
+    """Training processes (one for each GPU; on a CPU, a few)."""
+    overrides: dict[str, Any] = {}
+    """Changes to the recipe, nested as in its file: ``{steps: 200, optimiser: {clip: 1.0}}``."""
+
+    @model_validator(mode="after")
+    def _recipe_is_valid(self) -> TrainingConfig:
+        recipe = self.resolved_recipe()
+        if recipe.batch % self.processes:
+            raise UserError(
+                f"recipe {self.recipe}: batch {recipe.batch} cannot be divided among {self.processes} processes"
+            )
+        return self
+
+    def resolved_recipe(self) -> Recipe:
+        """The recipe with the overrides. Raises :class:`UserError` naming the nearest valid name."""
+        from training.recipe import load_recipe
+
+        return load_recipe(self.recipe, self.overrides)
+
+
+def training_environment(config: TrainingConfig) -> dict[str, Any]:
+    """Fingerprint facts of a training step: what is run, on what, by which PyTorch."""
+    recipe = config.resolved_recipe()
+    values = recipe.model_dump(mode="json", exclude={"name", "about", "workers", "device"})
+    return {
+        "recipe": values,
+        "device": recipe.device if recipe.device != "auto" else default_device(),
+        "accelerator": accelerator_name() if recipe.device != "cpu" else None,
+        "world_size": config.processes,
+        "torch": importlib.metadata.version("torch"),
+    }
+
+
+def default_device() -> str:
+    """'cuda' where ``device: auto`` finds a GPU it may use, else 'cpu'; found without importing torch."""
+    return "cuda" if accelerator_name() else "cpu"
+
+
+def accelerator_name() -> str | None:
+    """Model of the first NVIDIA GPU that this process may use, or None."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or "+cpu" in importlib.metadata.version("torch"):
+        return None
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("Model:"):
+                return line.partition(":")[2].strip()
+    return None
+
+
+def run_training(config: TrainingConfig, inputs: Mapping[str, str], output: Path) -> dict[str, Any]:
+    """Train into ``output``, continuing from its checkpoints, and return the run's last figures."""
+    from components.common.launcher import launch_training
+    from components.common.training_results import discard_old_checkpoints, last_figures
+    from foundry.storage import write_atomically
+    from training.recipe import dump_recipe
+
+    recipe = config.resolved_recipe()
+    recipe_file = output / "recipe.yaml"
+    write_atomically(recipe_file, dump_recipe(recipe))
+    launch_training(
+        recipe_file,
+        inputs["dataset"],
+        output,
+        config.processes,
+        teacher=inputs.get("teacher"),
+        evaluation=inputs.get("evaluation"),
+    )
+    discard_old_checkpoints(output)
+    return {"steps": recipe.steps, **last_figures(output)}

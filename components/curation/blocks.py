@@ -1,0 +1,49 @@
+"""Work over many rows in blocks of a fixed size, so that results are equal to the bit for any number of threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Blocks(Protocol):
+    """Calls ``work`` with the slice of each block and gives the results in block order."""
+
+    def __call__(self, work: Callable[[slice], T]) -> Iterator[T]: ...
+
+
+@contextmanager
+def fixed_blocks(rows: int, size: int, threads: int | None = None) -> Iterator[Blocks]:
+    """:class:`Blocks` of ``size`` rows, on ``threads`` threads (default: all cores of this process).
+
+    Inside, BLAS runs on one thread: which sums it forms would otherwise depend on the machine's load and core count.
+    At most a few finished blocks wait to be consumed, whatever the number of blocks.
+    """
+    from threadpoolctl import threadpool_limits
+
+    spans = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+    count = min(threads or len(os.sched_getaffinity(0)), len(spans))
+
+    def alone(work: Callable[[slice], T]) -> Iterator[T]:
+        return map(work, spans)
+
+    def together(work: Callable[[slice], T]) -> Iterator[T]:
+        running = []
+        for span in spans:
+            running.append(executor.submit(work, span))
+            if len(running) > 2 * count:
+                yield running.pop(0).result()
+        for future in running:
+            yield future.result()
+
+    with threadpool_limits(1, user_api="blas"):
+        if count <= 1:
+            yield alone
+        else:
+            with ThreadPoolExecutor(count, thread_name_prefix="blocks") as executor:
+                yield together

@@ -1,0 +1,121 @@
+"""Which pairs of images may be copies: nearest neighbours by two descriptors that copies hardly change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from components.curation.blocks import fixed_blocks
+
+BLOCK = 1024
+"""Query images compared with all others at a time."""
+BINS = 8
+"""Orientations of the gradient histograms, over half a turn."""
+SCALE = np.float32(1 / 255)
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """``rows`` (n, d) scaled to unit Euclidean length; rows of zeros stay."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+
+
+def gradient_histograms(grey: np.ndarray, cells: int) -> np.ndarray:
+    """Histograms of gradient orientation, weighted by magnitude: (n, 64, 64) uint8 to (n, cells, cells, 8) float32.
+
+    Orientation is that of the line (half a turn); a gradient is shared between its two nearest bins.
+    """
+    image = grey.astype(np.float32) * SCALE
+    vertical, horizontal = np.zeros_like(image), np.zeros_like(image)
+    vertical[:, 1:-1] = image[:, 2:] - image[:, :-2]
+    horizontal[:, :, 1:-1] = image[:, :, 2:] - image[:, :, :-2]
+    magnitude = np.hypot(vertical, horizontal)
+    position = np.mod(np.arctan2(vertical, horizontal) / np.float32(np.pi), 1) * BINS
+    side = grey.shape[1] // cells
+    histograms = np.empty((len(grey), cells, cells, BINS), np.float32)
+    for number in range(BINS):
+        away = np.abs(np.mod(position - number + BINS / 2, BINS) - BINS / 2)
+        weight = np.clip(1 - away, 0, 1) * magnitude
+        histograms[..., number] = weight.reshape(-1, cells, side, cells, side).sum(axis=(2, 4))
+    return histograms
+
+
+def shape_descriptor(grey: np.ndarray) -> np.ndarray:
+    """(n, 64) float32 of unit length: gradient histograms of a 4 x 4 grid, folded so that a mirror image has the same.
+
+    Changes little under re-encoding, scale, light, small crops and rotations.
+    """
+    histograms = gradient_histograms(grey, 4)
+    mirrored = histograms[:, :, ::-1][..., (0, 7, 6, 5, 4, 3, 2, 1)]
+    folded = (histograms + mirrored)[:, :, :2]
+    return unit(np.sqrt(unit(folded.reshape(len(grey), -1))))
+
+
+def palette_descriptor(grey: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """(n, 56) float32 of unit length: histograms of hue (weighted by saturation), saturation and luminance.
+
+    Changes little under crops, frames, captions and mirrors.
+    """
+    opponent = colour.reshape(len(colour), -1, 2).astype(np.float32) * (2 * SCALE)
+    saturation = np.minimum(np.hypot(opponent[..., 0], opponent[..., 1]), 1)
+    hue = np.arctan2(opponent[..., 1], opponent[..., 0]) / np.float32(2 * np.pi) + 0.5
+    light = grey.reshape(len(grey), -1).astype(np.float32) * SCALE
+    chroma = np.concatenate([_histogram(hue, 16, saturation), _histogram(saturation, 8)], axis=1)
+    return unit(np.concatenate([0.5 * unit(np.sqrt(chroma)), 0.3 * unit(_histogram(light, 32))], axis=1))
+
+
+def _histogram(values: np.ndarray, bins: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """Histogram of each row of ``values`` (n, m) in 0..1: (n, bins) float32."""
+    rows = np.arange(len(values))[:, None]
+    index = rows * bins + np.clip((values * bins).astype(np.int64), 0, bins - 1)
+    flat = None if weights is None else weights.ravel()
+    counts = np.bincount(index.ravel(), flat, minlength=len(values) * bins)
+    return counts.reshape(len(values), bins).astype(np.float32)
+
+
+def nearest_neighbours(rows: np.ndarray, count: int, threads: int | None = None) -> np.ndarray:
+    """The ``count`` nearest others of each of ``rows`` (n, d) unit vectors by cosine, brute force: (n, count) int64.
+
+    In no order among themselves; fewer where there are not so many others.
+    """
+    count = min(count, len(rows) - 1)
+
+    def search(span: slice) -> np.ndarray:
+        similarity = rows[span] @ rows.T
+        similarity[np.arange(span.stop - span.start), np.arange(span.start, span.stop)] = -np.inf
+        found = np.argpartition(-similarity, count - 1, axis=1)[:, :count] if count else np.zeros((len(similarity), 0))
+        return found.astype(np.int64)
+
+    with fixed_blocks(len(rows), BLOCK, threads) as blocks:
+        return np.concatenate(list(blocks(search))) if len(rows) else np.zeros((0, 0), np.int64)
+
+
+def candidate_pairs(
+    grey: np.ndarray, colour: np.ndarray, hashes: np.ndarray, neighbours: int, threads: int | None = None
+) -> np.ndarray:
+    """Pairs (m, 2) int64, i < j, sorted, that may be copies of each other.
+
+    Neighbours by shape, and by shape and palette together (a grey copy keeps the one, a framed copy the other); and
+    images of equal difference hash, each with the next, which ties large groups of plain copies together even where
+    they outnumber the neighbours.
+    """
+    if len(grey) < 2:
+        return np.zeros((0, 2), np.int64)
+    shape = shape_descriptor(grey)
+    both = unit(np.concatenate([shape, palette_descriptor(grey, colour)], axis=1))
+    found = [_pairs(nearest_neighbours(rows, neighbours, threads)) for rows in (shape, both)]
+    order = np.argsort(hashes, kind="stable")
+    equal = hashes[order][1:] == hashes[order][:-1]
+    found.append(np.stack([order[:-1][equal], order[1:][equal]], axis=1))
+    return _unique(found, len(grey))
+
+
+def _pairs(neighbours: np.ndarray) -> np.ndarray:
+    rows = np.repeat(np.arange(len(neighbours)), neighbours.shape[1])
+    return np.stack([rows, neighbours.ravel()], axis=1)
+
+
+def _unique(pairs: Iterable[np.ndarray], count: int) -> np.ndarray:
+    both = np.concatenate([np.sort(part, axis=1) for part in pairs])
+    codes = np.unique(both[:, 0] * count + both[:, 1])
+    return np.stack([codes // count, codes % count], axis=1)

@@ -1,0 +1,63 @@
+"""Balanced sampling over a hierarchy of clusters (Vo et al. 2024, "Automatic data curation for self-supervised
+learning"): every cluster of a level gives the same number, as far as it has that many."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def quotas(sizes: np.ndarray, target: int, generator: np.random.Generator, copies: int = 1) -> np.ndarray:
+    """Share ``target`` among clusters of ``sizes`` (k,), as evenly as they allow: (k,) int64, its sum is
+    ``min(target, copies * sum(sizes))``.
+
+    Each cluster gives ``min(x, copies * size)`` with the largest x that fits; what is left over goes one by one to
+    random clusters that have more.
+    """
+    capacity = np.asarray(sizes, dtype=np.int64) * copies
+    if capacity.sum() <= target:
+        return capacity
+    low, high = 0, int(target)  # the largest x with sum(min(x, capacity)) <= target lies in low..high
+    while low < high:
+        middle = (low + high + 1) // 2
+        if int(np.minimum(capacity, middle).sum()) <= target:
+            low = middle
+        else:
+            high = middle - 1
+    shares = np.minimum(capacity, low)
+    remainder = target - int(shares.sum())
+    if remainder:
+        larger = np.flatnonzero(capacity > low)
+        shares[generator.choice(larger, remainder, replace=False)] += 1
+    return shares
+
+
+def balanced_sample(paths: np.ndarray, target: int, *, seed: int, copies: int = 1) -> np.ndarray:
+    """Draw ``target`` of n points, balanced over the clusters of ``paths`` (n, levels), top level first.
+
+    Returns (n,) int64: how often each point is drawn, 0..``copies``; ``min(target, copies * n)`` in all. Within a
+    finest cluster the members are drawn at random without replacement. A cluster's draws depend only on ``seed`` and
+    its own path.
+    """
+    drawn = np.zeros(len(paths), dtype=np.int64)
+    _share_out(paths, np.arange(len(paths)), (), target, seed, copies, drawn)
+    return drawn
+
+
+def _share_out(
+    paths: np.ndarray, members: np.ndarray, path: tuple[int, ...], target: int, seed: int, copies: int, drawn: np.ndarray
+) -> None:
+    generator = np.random.default_rng([seed, len(path), *path])
+    if len(path) == paths.shape[1]:
+        whole, rest = divmod(target, len(members))
+        if whole >= copies:
+            whole, rest = copies, 0
+        drawn[members] = whole
+        drawn[generator.choice(members, rest, replace=False)] += 1
+        return
+    children, place, sizes = np.unique(paths[members, len(path)], return_inverse=True, return_counts=True)
+    order = np.argsort(place, kind="stable")
+    groups = np.split(members[order], np.cumsum(sizes)[:-1])
+    shares = quotas(sizes, target, generator, copies)
+    for child, group, share in zip(children.tolist(), groups, shares.tolist(), strict=True):
+        if share:
+            _share_out(paths, group, (*path, child), share, seed, copies, drawn)

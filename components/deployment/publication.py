@@ -1,0 +1,120 @@
+"""One model on its way into service: candidate, golden images, publication; nothing changes for clients on failure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from components.deployment.golden_check import GoldenCheck
+from serving.control import ServerControl
+from serving.export import OnnxExport
+from serving.model_config import ServingOptions
+from serving.repository import CANDIDATE, ModelRepository, candidate_of
+
+
+@dataclass(frozen=True)
+class Published:
+    """What became of one model."""
+
+    served: tuple[int, ...]
+    """Versions that answer now, ascending; the last is the default."""
+    before: tuple[int, ...]
+    """Versions that were served until then."""
+    changed: bool
+    """False where exactly this was served already."""
+    differences: dict[str, float]
+    """Of the published version to the recorded embeddings, by golden image."""
+    seconds: dict[str, float]
+    """Where the time went: candidate, publish."""
+
+
+def clear_candidates(control: ServerControl, repository: ModelRepository) -> None:
+    """Remove candidates that a killed deployment left behind."""
+    for name in repository.names():
+        if name.endswith(CANDIDATE):
+            _withdraw(control, repository, name)
+
+
+def publish(
+    control: ServerControl,
+    repository: ModelRepository,
+    name: str,
+    version: int,
+    source: tuple[Path, OnnxExport],
+    golden: GoldenCheck,
+    options: ServingOptions,
+    keep_versions: int,
+) -> Published:
+    """Make ``version`` the default of model ``name``, if it gives its golden embeddings.
+
+    New content is loaded and checked as ``<name>-candidate`` first; a version whose content lies in the repository
+    already (a rollback, a repeated deployment) is loaded under its own name and checked there. Older versions stay
+    served up to ``keep_versions``; newer ones are withdrawn. Raises :class:`foundry.errors.UserError` where a load or a
+    check fails; the versions served before then answer as before.
+    """
+    before, text_before = repository.served(name), repository.config(name)
+    seconds: dict[str, float] = {}
+    new = not repository.holds(name, version, *source)
+    if new:
+        with _timed(seconds, "candidate"):
+            _try_candidate(control, repository, name, version, source, golden, options)
+        repository.write_version(name, version, *source)
+    older = [number for number in before if number < version and number in repository.versions(name)]
+    served = (*older[max(0, len(older) - keep_versions + 1) :], version) if keep_versions > 1 else (version,)
+    with _timed(seconds, "publish"):
+        try:
+            repository.serve(name, served, options)
+            control.load(name)
+            differences = golden.differences(control.url, name, version)
+        except BaseException:
+            if text_before is None:
+                _withdraw(control, repository, name)
+            else:
+                repository.restore(name, text_before)
+                control.load(name)
+            raise
+    for number in repository.versions(name):
+        if number not in served:
+            repository.remove(name, number)
+    changed = new or text_before != repository.config(name)
+    return Published(tuple(served), tuple(before), changed, differences, seconds)
+
+
+def _try_candidate(
+    control: ServerControl,
+    repository: ModelRepository,
+    name: str,
+    version: int,
+    source: tuple[Path, OnnxExport],
+    golden: GoldenCheck,
+    options: ServingOptions,
+) -> None:
+    candidate = candidate_of(name)
+    try:
+        repository.write_version(candidate, version, *source)
+        repository.serve(candidate, (version,), options)
+        control.load(candidate)
+        golden.differences(control.url, candidate, version)
+    finally:
+        _withdraw(control, repository, candidate)
+
+
+def _withdraw(control: ServerControl, repository: ModelRepository, name: str) -> None:
+    if control.ready_versions(name):
+        control.unload(name)
+    repository.remove(name)
+
+
+class _timed:
+    """Adds the seconds inside the ``with`` to a table."""
+
+    def __init__(self, table: dict[str, float], name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._table, self._name, self._clock = table, name, clock
+
+    def __enter__(self) -> None:
+        self._start = self._clock()
+
+    def __exit__(self, *_: object) -> None:
+        self._table[self._name] = round(self._clock() - self._start, 3)

@@ -1,0 +1,1 @@
+"""Train small students from one shared pass of the frozen teacher."""

@@ -1,0 +1,12 @@
+"""Settings of distillation."""
+
+from __future__ import annotations
+
+from components.common.training_step import TrainingConfig
+
+
+class DistillationConfig(TrainingConfig):
+    """Section ``distillation`` of params.yaml."""
+
+    recipe: str = "embedded_distillation"
+    """Name of a recipe in training/recipes, or a YAML file."""

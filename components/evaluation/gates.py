@@ -1,0 +1,178 @@
+"""Whether a network may be promoted: what it measured against what it had to reach."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from components.evaluation.config import GateSettings
+from components.evaluation.measure import MEASURES, Measures
+from components.evaluation.subjects import Subject
+
+SCHEMA = 1
+Protocol = Literal["classification", "segmentation", "label-free"]
+"""Which measures gate: given labels, given masks only, or nothing given."""
+
+RAW_PIXELS, HISTOGRAM = "raw pixels", "colour histogram"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One condition."""
+
+    name: str
+    measured: float
+    bound: float
+    comparison: Literal[">", ">="]
+    passed: bool
+    explanation: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """All gates of one network."""
+
+    passed: bool
+    gates: tuple[Gate, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the line may promote. ``students`` are by their recipe's names."""
+
+    passed: bool
+    summary: str
+    protocol: Protocol
+    teachers: dict[str, Judgement]
+    students: dict[str, Judgement]
+
+    def document(self) -> dict[str, Any]:
+        """As verdict.json."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+
+def headline_measure(protocol: Protocol) -> str:
+    """The one measure that summaries and the champion's gate use."""
+    return {"classification": "knn_top1", "segmentation": "miou", "label-free": "copy_retrieval"}[protocol]
+
+
+def show(measure: str, value: float) -> str:
+    """A value as people read it: per cent for fractions."""
+    if not math.isfinite(value):
+        return "not a number"
+    return f"{100 * value:.1f} %" if MEASURES[measure].share else f"{value:.1f}"
+
+
+def judge(
+    subjects: Sequence[Subject],
+    found: Mapping[str, Measures],
+    protocol: Protocol,
+    settings: GateSettings,
+) -> Verdict:
+    """The verdict on every teacher and student of ``subjects``.
+
+    ``found`` has the measures of each subject by name, and those of ``raw pixels`` and ``colour histogram``. A student
+    passes when all its gates do and both teachers learned.
+    """
+    teachers: dict[str, Judgement] = {}
+    students: dict[str, Judgement] = {}
+    for subject in subjects:
+        if subject.kind == "teacher":
+            teachers[subject.name] = _judgement(_gates(subject, found, protocol, settings))
+    failed = [name for name, judgement in teachers.items() if not judgement.passed]
+    for subject in subjects:
+        if subject.kind == "student":
+            gates = _gates(subject, found, protocol, settings)
+            students[subject.student] = _judgement([*gates, _teacher_gate(failed)])
+    passed = not failed and all(judgement.passed for judgement in students.values())
+    summary = _summary(subjects, found, protocol, teachers, students)
+    return Verdict(passed, summary, protocol, teachers, students)
+
+
+def _judgement(gates: Sequence[Gate]) -> Judgement:
+    return Judgement(all(gate.passed for gate in gates), tuple(gates))
+
+
+def _gates(
+    subject: Subject, found: Mapping[str, Measures], protocol: Protocol, settings: GateSettings
+) -> list[Gate]:
+    own, random = found[subject.name], found[subject.random]
+    gates = []
+
+    def above(name: str, measure: str, other: float, margin: float, what: str) -> None:
+        gates.append(_above(name, measure, own[measure], other, margin, what))
+
+    untrained = "the same network with random weights"
+    if protocol == "classification":
+        above("knn_above_random", "knn_top1", random["knn_top1"], settings.knn_margin, untrained)
+        for name, slug in ((RAW_PIXELS, "raw_pixels"), (HISTOGRAM, "colour_histogram")):
+            above(f"knn_above_{slug}", "knn_top1", found[name]["knn_top1"], settings.knn_margin, f"the {name}")
+    else:
+        if protocol == "segmentation":
+            above("miou_above_random", "miou", random["miou"], settings.miou_margin, untrained)
+        for name, measure, margin in (
+            ("retrieval_above_random", "copy_retrieval", settings.retrieval_margin),
+            ("coherence_above_random", "patch_coherence", settings.coherence_margin),
+        ):
+            above(name, measure, random[measure], margin, untrained)
+        gates.append(_at_least("feature_rank", "feature_rank", own["feature_rank"], settings.rank_bound, "the bound"))
+    if subject.champion:
+        measure = headline_measure(protocol)
+        bound = found[subject.champion][measure] - settings.champion_tolerance
+        what = f"the champion's {show(measure, found[subject.champion][measure])} less the tolerance"
+        gates.append(_at_least("not_below_champion", measure, own[measure], bound, what))
+    return gates
+
+
+def _above(name: str, measure: str, value: float, other: float, margin: float, what: str) -> Gate:
+    bound = other + margin
+    passed = value > bound
+    more = f" plus the margin of {show(measure, margin)}" if margin else ""
+    relation = "is above" if passed else "is not above"
+    text = f"{MEASURES[measure].sentence} {show(measure, value)} {relation} {what} ({show(measure, other)}){more}"
+    return Gate(name, value, bound, ">", passed, text)
+
+
+def _at_least(name: str, measure: str, value: float, bound: float, what: str) -> Gate:
+    passed = value >= bound
+    relation = "reaches" if passed else "is below"
+    text = f"{MEASURES[measure].sentence} {show(measure, value)} {relation} {what} ({show(measure, bound)})"
+    return Gate(name, value, bound, ">=", passed, text)
+
+
+def _teacher_gate(failed: Sequence[str]) -> Gate:
+    text = f"the {failed[0]} teacher did not learn" if failed else "the teacher learned"
+    return Gate("teacher_learned", float(not failed), 1.0, ">=", not failed, text)
+
+
+def _summary(
+    subjects: Sequence[Subject],
+    found: Mapping[str, Measures],
+    protocol: Protocol,
+    teachers: Mapping[str, Judgement],
+    students: Mapping[str, Judgement],
+) -> str:
+    """One plain sentence."""
+    for name, judgement in teachers.items():
+        for gate in judgement.gates:
+            if not gate.passed:
+                return f"The {name} teacher did not learn: its {gate.explanation}. Nothing may be promoted."
+    failed = [
+        f"student {name}: {gate.explanation}"
+        for name, judgement in students.items()
+        for gate in judgement.gates
+        if not gate.passed
+    ]
+    if failed:
+        good = [name for name, judgement in students.items() if judgement.passed]
+        rest = f" May be promoted: {', '.join(good)}." if good else " No student may be promoted."
+        return f"Not every student passed; {'; '.join(failed)}.{rest}"
+    measure = headline_measure(protocol)
+    scores = ", ".join(
+        f"{subject.student or subject.name} {show(measure, found[subject.name][measure])}"
+        for subject in subjects
+        if subject.kind in ("teacher", "student")
+    )
+    return f"Teacher and students learned and may be promoted ({MEASURES[measure].sentence}: {scores})."

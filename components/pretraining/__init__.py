@@ -1,0 +1,1 @@
+"""Train a backbone on unlabelled images by self-distillation (DINO, iBOT, KoLeo)."""

@@ -1,0 +1,1 @@
+"""Continue a backbone's training with Gram anchoring, for better dense features."""

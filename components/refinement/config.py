@@ -1,0 +1,12 @@
+"""Settings of refinement."""
+
+from __future__ import annotations
+
+from components.common.training_step import TrainingConfig
+
+
+class RefinementConfig(TrainingConfig):
+    """Section ``refinement`` of params.yaml."""
+
+    recipe: str = "embedded_gram"
+    """Name of a recipe in training/recipes, or a YAML file."""

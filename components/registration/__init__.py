@@ -1,0 +1,1 @@
+"""Students become versions of registered MLflow models; the verdict moves the alias ``champion``."""

@@ -1,0 +1,62 @@
+"""No process of ours outlives the one that needs it: watches on a parent, and free ports."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+WATCH_VARIABLE = "FOUNDRY_WATCH_PROCESS"
+"""Environment variable 'pid:start-ticks' of the process whose death must end the reader too."""
+
+
+def process_identity(pid: int) -> str | None:
+    """'pid:start-ticks' of a running process, or None when it is gone (or a zombie). Linux only."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in ("Z", "X") else f"{pid}:{fields[19]}"
+
+
+def is_alive(identity: str) -> bool:
+    """Whether the process named by 'pid:start-ticks' still runs (a reused pid does not count)."""
+    return process_identity(int(identity.partition(":")[0])) == identity
+
+
+def watch_environment() -> dict[str, str]:
+    """What a launcher adds to a child's environment so that :func:`die_with_launcher` there follows it."""
+    identity = process_identity(os.getpid())
+    assert identity is not None
+    return {WATCH_VARIABLE: identity}
+
+
+def die_with_launcher(before_exit: Callable[[], None] | None = None, interval: float = 0.5) -> None:
+    """Start a daemon thread that ends this process soon after the launcher named in the environment is gone.
+
+    TorchX starts its replicas in sessions of their own, so a signal to the launcher's group never reaches them.
+    ``before_exit`` runs first (kill children, for instance). Does nothing where no launcher is named.
+    """
+    identity = os.environ.get(WATCH_VARIABLE)
+    if not identity:
+        return
+
+    def watch() -> None:
+        while is_alive(identity):
+            time.sleep(interval)
+        if before_exit is not None:
+            before_exit()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.socket() as listener:
+        listener.bind((host, 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,44 @@
+"""The line as the YAML that the Kubeflow UI takes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+from components.common.params import Params
+from foundry.errors import UserError
+from foundry.home import REPOSITORY
+from foundry.storage import write_atomically
+
+DEFAULT_PATH = REPOSITORY / "pipelines" / "build" / "line.yaml"
+
+
+def compile_line(params: Params, path: Path, image: str | None = None) -> Path:
+    """Write the compiled pipeline with the defaults of ``params`` to ``path``; the same inputs give the same bytes.
+
+    ``image`` names the container image of the steps (else FOUNDRY_IMAGE, else the project's default name).
+
+    Raises:
+        UserError: ``path`` is a folder, or does not end in .yaml.
+    """
+    if path.is_dir() or path.suffix not in (".yaml", ".yml"):
+        raise UserError(f"{path}: name a file that ends in .yaml")
+    if image:
+        _check_image(image)
+        os.environ["FOUNDRY_IMAGE"] = image  # read where the components are defined, at the import below
+    from kfp import compiler
+
+    from pipelines.line import line_pipeline
+
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(None):
+        fresh = Path(scratch) / "line.yaml"
+        compiler.Compiler().compile(line_pipeline(params), str(fresh))
+        write_atomically(path, fresh.read_bytes())
+    return path
+
+
+def _check_image(image: str) -> None:
+    if not image or any(character.isspace() for character in image):
+        raise UserError(f"--image '{image}': not the name of a container image")

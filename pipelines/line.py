@@ -1,0 +1,125 @@
+"""The line as a Kubeflow pipeline: curation, pretraining, refinement, distillation, evaluation, registration, deployment.
+
+The same graph runs on this machine (``pipelines.run``) and, compiled, on a cluster (``pipelines.compilation``). What a
+step does is not here: each node is the component of a step's folder. Importing this module imports kfp (3 s).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kfp import dsl, kubernetes
+
+from components.common.params import Params
+from components.curation.component import curate
+from components.deployment.component import deploy
+from components.distillation.component import distil
+from components.evaluation.component import evaluate
+from components.pretraining.component import pretrain
+from components.refinement.component import refine
+from components.registration.component import register, resolve_champions
+from pipelines.stations import station
+
+NAME = "dino-foundry-line"
+
+WORKSPACE_MOUNT = "/foundry"
+"""Where the pods of a cluster see the shared volume; FOUNDRY_HOME there."""
+
+SETTINGS_MAP = "dino-foundry"
+"""Name of an optional ConfigMap whose entries become environment variables of every step on a cluster."""
+
+CLUSTER_VARIABLES = ("FOUNDRY_HOME", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")
+"""Keys read from that ConfigMap, under the same names."""
+
+
+def line_pipeline(params: Params) -> Any:
+    """The pipeline, with ``params`` as the defaults of its parameters.
+
+    Returns a KFP graph component: call it to run it locally, or give it to the compiler.
+    """
+    section = {name: getattr(params, name).model_dump(mode="json") for name in type(params).model_fields}
+
+    @dsl.pipeline(name=NAME, display_name="DINO Foundry: from images to a served backbone")
+    def line(
+        images: str = params.inputs.images,
+        labels: str = params.inputs.evaluation,
+        curation: dict = section["curation"],
+        pretraining: dict = section["pretraining"],
+        refinement: dict = section["refinement"],
+        distillation: dict = section["distillation"],
+        evaluation: dict = section["evaluation"],
+        registration: dict = section["registration"],
+        deployment: dict = section["deployment"],
+        volume: str = "dino-foundry",
+    ) -> None:
+        """From a bucket of unlabelled images to a served vision backbone.
+
+        Curates the images (broken files, duplicates, balance), trains a teacher by self-distillation, refines its
+        dense features, distils students from it, measures all of them, registers the students in MLflow and deploys
+        those that the verdict made champion. To start with your own images set `images` to a URL that every pod can
+        read (s3://bucket/folder, a .tar, a Parquet file of images). No labels are needed; where you have some, name
+        them in `labels`. Every other parameter is a section of params.yaml: leave it as it is, or change single
+        values in its JSON. What was computed before with the same settings is found on the shared volume and reused.
+
+        Args:
+            images: Folder, archive or fsspec URL of unlabelled images; 'sample:' is the embedded sample.
+            labels: Labelled images to measure with (URL); 'none', or 'auto' for the sample's own.
+            curation: Settings of curation (section 'curation' of params.yaml).
+            pretraining: Settings of pretraining: recipe, processes, overrides.
+            refinement: Settings of refinement: recipe, processes, overrides.
+            distillation: Settings of distillation: recipe, processes, overrides.
+            evaluation: Settings of evaluation: protocols and the gates of the verdict.
+            registration: Settings of registration: prefix of model names, golden images.
+            deployment: Settings of deployment: which server, which gate.
+            volume: Name of the ReadWriteMany volume claim that the steps share on a cluster.
+        """
+        curated = curate(config=curation, pool=images)
+        teacher = pretrain(config=pretraining, dataset=curated.outputs["dataset"], evaluation=labels)
+        refined = refine(
+            config=refinement,
+            dataset=curated.outputs["dataset"],
+            teacher=teacher.outputs["teacher"],
+            evaluation=labels,
+        )
+        distilled = distil(
+            config=distillation,
+            dataset=curated.outputs["dataset"],
+            teacher=refined.outputs["refined"],
+            evaluation=labels,
+        )
+        champions = resolve_champions(config=registration, students=distilled.outputs["students"])
+        evaluated = evaluate(
+            config=evaluation,
+            dataset=curated.outputs["dataset"],
+            pretrained=teacher.outputs["teacher"],
+            refined=refined.outputs["refined"],
+            students=distilled.outputs["students"],
+            evaluation=labels,
+            champion=champions.output,
+        )
+        registered = register(
+            config=registration,
+            students=distilled.outputs["students"],
+            report=evaluated.outputs["report"],
+            dataset=curated.outputs["dataset"],
+            refined=refined.outputs["refined"],
+        )
+        deployed = deploy(config=deployment, registration=registered.outputs["registration"])
+
+        for task in (curated, teacher, refined, distilled, champions, evaluated, registered, deployed):
+            _settle(task, volume)
+
+    return line
+
+
+def _settle(task: Any, volume: Any) -> None:
+    """What every task needs beside its inputs; all but the caching concerns a cluster only."""
+    known = station(task.name)
+    task.set_display_name(known.title)
+    task.set_caching_options(False)  # the step store knows better what a result depends on
+    task.set_cpu_request(known.cpu)
+    task.set_memory_request(known.memory)
+    kubernetes.mount_pvc(task, pvc_name=volume, mount_path=WORKSPACE_MOUNT)
+    kubernetes.use_config_map_as_env(
+        task, SETTINGS_MAP, {name: name for name in CLUSTER_VARIABLES}, optional=True
+    )

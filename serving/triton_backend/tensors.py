@@ -1,0 +1,12 @@
+"""Names of the served model's inputs and outputs."""
+
+IMAGE = "image"
+"""BYTES (B, 1): encoded images (JPEG, PNG, WebP...), or data: URIs of them for clients that can only send text."""
+PIXELS = "pixels"
+"""FP32 (B, 3, S, S): already resized, cropped and normalised."""
+EMBEDDING = "embedding"
+"""FP32 (B, D)."""
+PATCH_FEATURES = "patch_features"
+"""FP32 (B, N, D), row by row from the top left patch."""
+MODEL_DIGEST = "model_digest"
+"""BYTES (B, 1): digest of the weights and preprocessing that answered."""

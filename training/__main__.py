@@ -1,0 +1,79 @@
+"""``torchrun ... -m training --recipe FILE_OR_NAME --set a.b=c --data DIR --output DIR``: one training run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from typing import Any
+
+from foundry.errors import UserError, run_command
+from foundry.lifetime import die_with_launcher
+from foundry.settings import apply_overrides
+
+
+def _parser() -> argparse.ArgumentParser:
+    from training.recipe import recipe_names
+
+    parser = argparse.ArgumentParser(
+        prog="python -m training",
+        description="Train a DINO-family backbone on a curated dataset. A restart with the same --output resumes.",
+        epilog=f"recipes here: {', '.join(recipe_names())}",
+    )
+    parser.add_argument("--recipe", required=True, help="name of a recipe in training/recipes, or a YAML file")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="change a setting")
+    parser.add_argument("--data", required=True, help="curated dataset: folder or fsspec URL")
+    parser.add_argument("--output", required=True, help="run folder; resumes what is in it")
+    parser.add_argument("--teacher", help="run folder to continue (stage gram) or to distil from (stage distil)")
+    parser.add_argument("--evaluation", help="labelled set for the periodic k-NN: folder, archive or URL")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _end_agent() -> None:
+    """Called when the launcher is gone: also end the torchrun agent, which nobody else watches."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        os.kill(os.getppid(), signal.SIGKILL)
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    die_with_launcher(before_exit=_end_agent)
+    from training.recipe import load_recipe
+
+    changes: dict[str, Any] = apply_overrides({}, arguments.overrides)
+    recipe = load_recipe(arguments.recipe, changes)
+    from training.engine.loop import Trainer
+    from training.engine.process import process_group
+
+    with process_group(recipe.device):
+        Trainer(
+            recipe,
+            data=arguments.data,
+            output=arguments.output,
+            teacher=arguments.teacher,
+            evaluation=arguments.evaluation,
+        ).run()
+    return 0
+
+
+def _record_user_error(argv: list[str]) -> int:
+    """Ends like every command; under torchrun the one-line error is also left where the launcher finds it."""
+
+    def recorded(arguments: list[str]) -> int:
+        try:
+            return main(arguments)
+        except UserError as error:
+            path = os.environ.get("FOUNDRY_ERROR_FILE")
+            if path and os.environ.get("RANK", "0") == "0":
+                with open(path, "w", encoding="utf-8") as file:
+                    file.write(" ".join(str(error).split()))
+            raise
+
+    return run_command(recorded, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(_record_user_error(sys.argv[1:]))

@@ -1,0 +1,69 @@
+"""What protects a run: skipped non-finite steps, and measures of collapse."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from foundry.errors import UserError
+from training.engine.journal import Journal
+from training.recipe import Guards
+
+
+@torch.no_grad()
+def collapse_measures(targets: torch.Tensor, features: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Three numbers in [0, 1] or above that fall when a network collapses.
+
+    ``targets`` (n, K) teacher probabilities, ``features`` (n, D) student CLS features. ``target_entropy``: mean entropy
+    of a target over ln K (0: one prototype each, 1: uniform). ``prototype_use``: perplexity of the mean target over K.
+    ``feature_rank``: effective rank of the centred features, exp of the entropy of the normalised singular values
+    (Roy and Vetterli 2007).
+    """
+    prototypes = targets.shape[1]
+    entropy = -torch.special.xlogy(targets, targets).sum(dim=1).mean() / math.log(prototypes)
+    mean = targets.mean(dim=0)
+    use = torch.exp(-torch.special.xlogy(mean, mean).sum()) / prototypes
+    features = features.float()
+    singular = torch.linalg.svdvals(features - features.mean(dim=0))
+    shares = singular / singular.sum().clamp(min=1e-12)
+    return {
+        "target_entropy": entropy,
+        "prototype_use": use,
+        "feature_rank": torch.exp(-torch.special.xlogy(shares, shares).sum()),
+    }
+
+
+class Watch:
+    """Counts non-finite steps and raises the collapse alarm, by the limits of the recipe."""
+
+    def __init__(self, guards: Guards, journal: Journal) -> None:
+        self.guards, self.journal = guards, journal
+        self.consecutive = 0
+        self.skipped = 0
+        self._alarmed = False
+
+    def finite(self, step: int, finite: bool, loss: float) -> bool:
+        """Whether ``step`` may be applied. Raises :class:`UserError` after too many bad ones in a row."""
+        if finite:
+            self.consecutive = 0
+            return True
+        self.consecutive += 1
+        self.skipped += 1
+        self.journal.event("skipped-step", step, "loss or gradient is not finite; the step was not applied", loss=str(loss))
+        if self.consecutive >= self.guards.nonfinite_limit:
+            raise UserError(
+                f"training stopped at step {step}: {self.consecutive} steps in a row had a non-finite loss; "
+                "lower optimiser.learning_rate.peak or use precision: fp32"
+            )
+        return False
+
+    def collapse(self, step: int, measures: dict[str, float]) -> None:
+        """Record an alarm when the feature rank falls below ``guards.collapse_rank`` (once until it recovers)."""
+        low = measures["feature_rank"] < self.guards.collapse_rank
+        if low and not self._alarmed:
+            message = f"feature rank {measures['feature_rank']:.2f} is below {self.guards.collapse_rank}"
+            self.journal.event("collapse-alarm", step, message, **measures)
+            if self.guards.stop_on_collapse:
+                raise UserError(f"training stopped at step {step}: the features have collapsed ({message})")
+        self._alarmed = low

@@ -1,0 +1,48 @@
+"""From a batch of uint8 crops to what networks see: normalised float crops at each network's scale."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.data.loader import Batch
+from training.recipe import Crops
+
+
+class Views:
+    """The crops of a batch, normalised, at any scale up to the one that the loader made them at.
+
+    A network of scale s sees crops s times as large as the recipe says: a ConvNeXt of stride 32 beside a teacher of
+    patch 16 has scale 2, so that both make the same grid of patches.
+    """
+
+    def __init__(self, batch: Batch, crops: Crops, scale: int) -> None:
+        self.batch, self.scale = batch, scale
+        device = batch.global_.device
+        self._mean = torch.tensor(crops.mean, device=device).view(1, 3, 1, 1) * 255
+        self._factor = 1 / (torch.tensor(crops.std, device=device).view(1, 3, 1, 1) * 255)
+        self._made: dict[tuple[str, int], Tensor] = {}
+
+    def global_crops(self, scale: int = 1) -> Tensor:
+        """(2B, 3, S, S), crop-major, with S = ``scale`` times the recipe's global size."""
+        return self._at("global_", scale)
+
+    def local_crops(self, scale: int = 1) -> Tensor:
+        """(L*B, 3, s, s), crop-major; L may be 0."""
+        return self._at("local", scale)
+
+    def gram_crops(self) -> Tensor:
+        """(2B, 3, g, g) undistorted global crops for the Gram teacher."""
+        return self._normalised(self.batch.gram)
+
+    def _at(self, name: str, scale: int) -> Tensor:
+        if (name, scale) not in self._made:
+            pixels = self._normalised(getattr(self.batch, name))
+            if scale != self.scale:
+                pixels = F.avg_pool2d(pixels, self.scale // scale)
+            self._made[name, scale] = pixels
+        return self._made[name, scale]
+
+    def _normalised(self, crops: Tensor) -> Tensor:
+        return (crops.permute(0, 3, 1, 2).float() - self._mean) * self._factor

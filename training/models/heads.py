@@ -1,0 +1,80 @@
+"""Projection heads of DINO and iBOT: an MLP to a normalised bottleneck, then scores against prototypes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class WeightNormLinear(nn.Module):
+    """Bias-free Linear with rows g v / |v| (DINO, DINOv2): ``weight_g`` (K, 1) and ``weight_v`` (K, b)."""
+
+    def __init__(self, bottleneck: int, prototypes: int, trainable_gain: bool) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.empty(prototypes, 1), requires_grad=trainable_gain)
+        self.weight_v = nn.Parameter(torch.empty(prototypes, bottleneck))
+
+    @property
+    def weight(self) -> Tensor:
+        """The effective weight (K, b)."""
+        return self.weight_g * F.normalize(self.weight_v, dim=1, eps=0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, b) -> (n, K)."""
+        return F.linear(x, self.weight)
+
+
+class ProjectionHead(nn.Module):
+    """C z / |z| with z = MLP(x) and C the prototypes.
+
+    Source: Caron et al. 2021, section 3.1; C without weight norm: Siméoni et al. 2025.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        bottleneck: int,
+        prototypes: int,
+        *,
+        layers: int = 3,
+        weight_norm: bool = False,
+        trainable_gain: bool = True,
+    ) -> None:
+        super().__init__()
+        self.dim, self.hidden, self.bottleneck, self.prototypes = dim, hidden, bottleneck, prototypes
+        widths = [dim, *[hidden] * (layers - 1), bottleneck]
+        modules: list[nn.Module] = []
+        for before, after in zip(widths[:-1], widths[1:], strict=True):
+            modules += [nn.Linear(before, after), nn.GELU()]
+        self.mlp = nn.Sequential(*modules[:-1])
+        self.last_layer: nn.Module
+        if weight_norm:
+            self.last_layer = WeightNormLinear(bottleneck, prototypes, trainable_gain)
+        else:
+            self.last_layer = nn.Linear(bottleneck, prototypes, bias=False)
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Truncated normal (0.02) weights, zero biases, unit gains, drawing from ``generator`` only."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, WeightNormLinear):
+                nn.init.trunc_normal_(module.weight_v, std=0.02, generator=generator)
+                nn.init.ones_(module.weight_g)
+
+    def forward(self, x: Tensor, only: Literal["bottleneck", "prototypes"] | None = None) -> Tensor:
+        """Scores (n, K) of features (n, D).
+
+        ``only="bottleneck"`` stops at the normalised bottleneck (n, b); ``only="prototypes"`` starts from one. Several
+        students share a teacher's pass that way: the bottleneck travels, the scores never do.
+        """
+        if only != "prototypes":
+            z = self.mlp(x)
+            x = F.normalize(z.float(), dim=-1, eps=1e-12).to(z.dtype)
+        return x if only == "bottleneck" else self.last_layer(x)

@@ -1,0 +1,1 @@
+"""The losses of the DINO family and the teacher targets, one a file."""

@@ -1,0 +1,297 @@
+"""What a training run is: one typed, frozen object, read from ``training/recipes/`` or any YAML file.
+
+A stage (pretraining, Gram anchoring, distillation) is data: the teachers, crops, loss weights and schedules below.
+Every schedule counts optimiser steps. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from foundry.errors import UserError
+from foundry.settings import Settings, load_settings, merge, read_yaml
+
+RECIPES = Path(__file__).resolve().parent / "recipes"
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Schedule(Settings):
+    """A value over optimiser steps: linear warm-up, then constant, cosine or linear, then the end value.
+
+    At step t (0-based): t < warmup_steps: start + (peak - start) * t / warmup_steps; after it the chosen shape from
+    ``peak`` to ``end`` over the remaining steps of the run.
+    """
+
+    peak: float
+    """Value after the warm-up."""
+    start: float | None = None
+    """Value at step 0 of the warm-up; the peak where not given."""
+    end: float | None = None
+    """Value at the last step; the peak where not given."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of the linear warm-up."""
+    shape: Literal["constant", "cosine", "linear"] = "constant"
+    """Shape from peak to end."""
+
+    def at(self, step: int, steps: int) -> float:
+        """The value at 0-based ``step`` of a run of ``steps`` steps."""
+        import math
+
+        start = self.peak if self.start is None else self.start
+        end = self.peak if self.end is None else self.end
+        if step < self.warmup_steps:
+            return start + (self.peak - start) * step / self.warmup_steps
+        if self.shape == "constant":
+            return self.peak
+        done = min(max((step - self.warmup_steps) / max(steps - 1 - self.warmup_steps, 1), 0.0), 1.0)
+        if self.shape == "linear":
+            return self.peak + (end - self.peak) * done
+        return end + (self.peak - end) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+class Crops(Settings):
+    """Multi-crop views (Caron et al. 2021; Oquab et al. 2023, appendix B)."""
+
+    global_size: Count = 224
+    """Side of a global crop in pixels, as the teacher sees it."""
+    global_scale: tuple[Fraction, Fraction] = (0.32, 1.0)
+    """Area of a global crop as a share of the image."""
+    local_size: Count = 96
+    """Side of a local crop in pixels."""
+    local_scale: tuple[Fraction, Fraction] = (0.05, 0.32)
+    """Area of a local crop as a share of the image."""
+    local_count: Annotated[int, Field(ge=0)] = 8
+    """Local crops an image."""
+    aspect: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    """Range of width / height of the cropped area."""
+    horizontal_flip: Fraction = 0.5
+    colour_jitter: Fraction = 0.8
+    """Probability of brightness/contrast/saturation/hue jitter of strength (0.4, 0.4, 0.2, 0.1)."""
+    greyscale: Fraction = 0.2
+    blur: tuple[Fraction, Fraction, Fraction] = (0.0, 0.9, 0.5)
+    """Probability of Gaussian blur for global crop 1, global crop 2 and local crops. The default is what the released
+    DINOv2/DINOv3 code does in effect; the papers intend (1.0, 0.1, 0.5)."""
+    blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
+    """Range of the blur's standard deviation in pixels of the crop (kernel 9)."""
+    solarise: Fraction = 0.2
+    """Probability of solarisation of global crop 2 (threshold 128)."""
+    gram_size: Annotated[int, Field(ge=0)] = 0
+    """Side of the undistorted global crops that the Gram teacher sees; 0 where there is no Gram teacher."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+
+
+class Masks(Settings):
+    """Block masks of the iBOT objective (Zhou et al. 2022; dino-style stratified ratios)."""
+
+    share: Fraction = 0.5
+    """Share of the global crops that are masked."""
+    ratio: tuple[Fraction, Fraction] = (0.1, 0.5)
+    """Smallest and largest masked share of a masked crop's patches."""
+
+
+class Head(Settings):
+    """Projection head: three-layer MLP, L2-normalised bottleneck, linear prototypes."""
+
+    prototypes: Count = 65536
+    hidden: Count = 2048
+    bottleneck: Count = 256
+    weight_norm: bool = False
+    """Prototypes of unit norm with a learned gain (DINO, DINOv2) instead of a plain linear layer (DINOv3). Scores then
+    lie in [-1, 1] from the start, which short runs need."""
+
+
+class Heads(Settings):
+    """The projection heads of the image-level and the patch-level objective."""
+
+    dino: Head = Head()
+    ibot: Head = Head()
+
+
+class Losses(Settings):
+    """Weights of the objectives (Siméoni et al. 2025, equations 1 and 3)."""
+
+    dino: float = 1.0
+    dino_local: float = 1.0
+    """Weight of the local-crop part inside the DINO term."""
+    ibot: float = 1.0
+    koleo: float = 0.1
+    """Weight of KoLeo for each global crop."""
+    koleo_group: Count = 16
+    """Neighbours are searched among this many consecutive samples of the global batch."""
+    gram: float = 0.0
+    """Weight of Gram anchoring."""
+
+
+class Optimiser(Settings):
+    """AdamW and its schedules."""
+
+    learning_rate: Schedule = Schedule(peak=1e-3, start=0.0, end=1e-6, shape="cosine")
+    """For ``reference_batch``; another batch is scaled by sqrt(batch / reference_batch)."""
+    reference_batch: Count = 1024
+    """The batch that the learning rate was written for."""
+    weight_decay: Schedule = Schedule(peak=0.04)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    clip: Positive = 3.0
+    """Largest gradient norm of the backbone and of each head."""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Learning-rate factor from a block to the one below it."""
+    patch_embedding_rate: Positive = 1.0
+    """Extra learning-rate factor of the patch embedding."""
+    freeze_prototypes_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps at the start in which the prototype layers stay as they are."""
+
+
+class Teacher(Settings):
+    """Where targets come from."""
+
+    momentum: Schedule = Schedule(peak=0.994)
+    """EMA momentum of the teacher (of each student's released average when distilling)."""
+    temperature: Schedule = Schedule(peak=0.07, start=0.04)
+    """Sharpening of the targets."""
+    centring: Literal["sinkhorn"] = "sinkhorn"
+    """How targets are balanced over prototypes."""
+
+
+class Student(Settings):
+    """One student of a distillation."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    """Names the registered and the served model."""
+    model: dict[str, Any]
+    """Architecture, as ``model`` of the recipe."""
+
+
+class Cadence(Settings):
+    """What happens every so many steps."""
+
+    log: Count = 10
+    checkpoint: Count = 100
+    keep_checkpoints: Count = 2
+    """Newest checkpoints that stay."""
+    evaluate: Annotated[int, Field(ge=0)] = 100
+    """k-NN of the exported network on the labelled set, where one is given; 0 never."""
+
+
+class Guards(Settings):
+    """When a run protects itself."""
+
+    nonfinite_limit: Count = 10
+    """Consecutive steps with a non-finite loss or gradient (each is skipped) after which the run stops."""
+    collapse_rank: Positive = 1.5
+    """Effective rank of the student's CLS features below which an alarm is recorded."""
+    stop_on_collapse: bool = False
+    """Whether that alarm ends the run."""
+    small_batch: Count = 16
+    """Below this global batch the learning rate is scaled linearly instead of by the square root."""
+
+
+class Recipe(Settings):
+    """A complete training run."""
+
+    name: str
+    about: str = ""
+    """Hardware, expected time and result."""
+    stage: Literal["pretrain", "gram", "distil"]
+    """pretrain: EMA teacher. gram: continues a run, with Gram anchoring. distil: students of a frozen teacher."""
+    seed: int = 0
+    steps: Count
+    """Optimiser steps."""
+    batch: Annotated[int, Field(ge=2)]
+    """Images a step, over all processes."""
+    model: dict[str, Any] | None = None
+    """Architecture; taken from the teacher's run where not given (stage gram)."""
+    students: tuple[Student, ...] = ()
+    """Stage distil: the networks trained together from one teacher pass."""
+    crops: Crops = Crops()
+    masks: Masks = Masks()
+    heads: Heads = Heads()
+    losses: Losses = Losses()
+    optimiser: Optimiser = Optimiser()
+    teacher: Teacher = Teacher()
+    cadence: Cadence = Cadence()
+    guards: Guards = Guards()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Data type of the forward and backward matrix products; master weights and losses stay fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Loader processes over the whole machine (never changes what is learned)."""
+    export_size: Annotated[int, Field(ge=0)] = 0
+    """Side of the images that exported models take; 0: the global crop size."""
+
+    @model_validator(mode="after")
+    def _stage_is_complete(self) -> Recipe:
+        from training.models.architectures import check_expressible
+
+        if self.stage == "pretrain" and self.model is None:
+            raise ValueError("stage pretrain needs 'model'")
+        if self.stage == "distil" and not self.students:
+            raise ValueError("stage distil needs at least one entry in 'students'")
+        if self.stage != "distil" and self.students:
+            raise ValueError(f"'students' belong to stage distil, not to {self.stage}")
+        if len({student.name for student in self.students}) != len(self.students):
+            raise ValueError("two students have the same name")
+        if self.stage == "gram" and (self.losses.gram <= 0 or self.crops.gram_size <= 0):
+            raise ValueError("stage gram needs losses.gram > 0 and crops.gram_size > 0")
+        if self.batch % self.losses.koleo_group and self.losses.koleo:
+            raise ValueError(f"batch {self.batch} is not a multiple of losses.koleo_group {self.losses.koleo_group}")
+        for spec in [self.model, *(student.model for student in self.students)]:
+            if spec is not None:
+                check_expressible(spec)
+        return self
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the project."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name_or_file: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe of that name in ``training/recipes`` or in a YAML file, with nested ``overrides`` laid over it.
+
+    Raises :class:`UserError` for an unknown name (naming the nearest), an unknown key or a wrong value.
+    """
+    import difflib
+
+    text = str(name_or_file)
+    path = Path(text)
+    if not text.endswith((".yaml", ".yml")):
+        path = RECIPES / f"{text}.yaml"
+        if not path.is_file():
+            near = difflib.get_close_matches(text, recipe_names(), n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(recipe_names())}"
+            raise UserError(f"recipe '{text}': no such recipe; {hint}")
+    values = read_yaml(path)
+    source = str(name_or_file) if path.parent == RECIPES else str(path)
+    return load_settings(Recipe, merge(values, overrides or {}), f"recipe {source}")
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The fully resolved recipe as YAML, loadable by :func:`load_recipe`."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def scaled_learning_rate(optimiser: Optimiser, guards: Guards, batch: int) -> tuple[float, str]:
+    """(factor on the learning rate, one sentence why) for a global ``batch``.
+
+    sqrt(batch / reference) as for Adam-like optimisers; below ``guards.small_batch`` the rest of the way is linear,
+    since there the square-root rule over-estimates and small runs diverge.
+    """
+    reference = optimiser.reference_batch
+    if batch == reference:
+        return 1.0, f"batch {batch} is the one the learning rate was written for"
+    if batch >= guards.small_batch or reference <= guards.small_batch:
+        return (batch / reference) ** 0.5, f"learning rate x sqrt({batch}/{reference})"
+    factor = (guards.small_batch / reference) ** 0.5 * (batch / guards.small_batch)
+    return factor, (
+        f"learning rate x sqrt({guards.small_batch}/{reference}) x {batch}/{guards.small_batch}: "
+        f"below batch {guards.small_batch} the rule is linear"
+    )
