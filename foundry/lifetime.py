@@ -35,15 +35,11 @@ def watch_environment() -> dict[str, str]:
     return {WATCH_VARIABLE: identity}
 
 
-def die_with_launcher(before_exit: Callable[[], None] | None = None, interval: float = 0.5) -> None:
-    """Start a daemon thread that ends this process soon after the launcher named in the environment is gone.
+def die_with(identity: str, before_exit: Callable[[], None] | None = None, interval: float = 0.5) -> None:
+    """Start a daemon thread that ends this process soon after the process ``identity`` is gone.
 
-    TorchX starts its replicas in sessions of their own, so a signal to the launcher's group never reaches them.
-    ``before_exit`` runs first (kill children, for instance). Does nothing where no launcher is named.
+    ``before_exit`` runs first (to end others that nobody watches, for instance).
     """
-    identity = os.environ.get(WATCH_VARIABLE)
-    if not identity:
-        return
 
     def watch() -> None:
         while is_alive(identity):
@@ -52,7 +48,17 @@ def die_with_launcher(before_exit: Callable[[], None] | None = None, interval: f
             before_exit()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
+    threading.Thread(target=watch, name="lifetime-watch", daemon=True).start()
+
+
+def die_with_launcher(before_exit: Callable[[], None] | None = None, interval: float = 0.5) -> None:
+    """:func:`die_with` the launcher named in the environment; nothing where none is named.
+
+    TorchX starts its replicas in sessions of their own, so a signal to the launcher's group never reaches them.
+    """
+    identity = os.environ.get(WATCH_VARIABLE)
+    if identity:
+        die_with(identity, before_exit, interval)
 
 
 def free_port(host: str = "127.0.0.1") -> int:

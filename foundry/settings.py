@@ -1,4 +1,4 @@
-"""Typed, frozen settings: checked when they are loaded, with errors that name the key, the file and the nearest name."""
+"""Typed, frozen settings, checked when they are loaded: errors name the key, the file and the nearest name."""
 
 from __future__ import annotations
 

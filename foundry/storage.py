@@ -65,4 +65,6 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 def files_under(folder: Path) -> Iterator[Path]:
     """Every regular file below ``folder``, sorted by relative POSIX path."""
-    yield from sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda p: p.relative_to(folder).as_posix())
+    yield from sorted(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda p: p.relative_to(folder).as_posix()
+    )

@@ -43,13 +43,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(commands: argparse._SubParsersAction, name: str, summary: str, action: object) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:])
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary[0].upper() + summary[1:]
+    )
     parser.set_defaults(action=action)
     parser.add_argument("--params", type=Path, metavar="FILE", help="settings (default: params.yaml here)")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="change a setting of that file"
     )
-    parser.add_argument("--images", metavar="URL", help="unlabelled images: folder, archive or fsspec URL (inputs.images)")
+    parser.add_argument(
+        "--images", metavar="URL", help="unlabelled images: folder, archive or fsspec URL (inputs.images)"
+    )
     parser.add_argument("--evaluation", metavar="URL", help="labelled images to measure with (inputs.evaluation)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

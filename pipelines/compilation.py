@@ -35,8 +35,18 @@ def compile_line(params: Params, path: Path, image: str | None = None) -> Path:
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(None):
         fresh = Path(scratch) / "line.yaml"
         compiler.Compiler().compile(line_pipeline(params), str(fresh))
-        write_atomically(path, fresh.read_bytes())
+        write_atomically(path, _HEADER + _without_header(fresh.read_text(encoding="utf-8")))
     return path
+
+
+_HEADER = "# The line for the upload page of Kubeflow Pipelines; written by `python -m pipelines compile`.\n"
+
+
+def _without_header(text: str) -> str:
+    """kfp begins the file with a comment that lists dict defaults in an order of chance."""
+    lines = text.splitlines(keepends=True)
+    first = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    return "".join(lines[first:])
 
 
 def _check_image(image: str) -> None:

@@ -34,7 +34,7 @@ class Console(io.TextIOBase):
         titles: Mapping[str, str],
         is_reported: Callable[[str], bool] = lambda line: False,
     ) -> None:
-        """``titles``: task name to heading, in order. ``is_reported(line)``: whether an ``error:`` line is told elsewhere."""
+        """``titles``: task name to heading, in order. ``is_reported(line)``: is an ``error:`` line told elsewhere?"""
         self._terminal, self._log, self._titles = terminal, log, dict(titles)
         self._is_reported = is_reported
         self._rest = ""

@@ -83,7 +83,7 @@ def _allow_without_git(repository: Path) -> None:
 
 
 def _place_remote(repository: Path) -> None:
-    """Let the remote called ``local`` follow FOUNDRY_HOME (in DVC's own local settings); another remote is not touched."""
+    """Let the remote ``local`` follow FOUNDRY_HOME (in DVC's own local settings); another remote is not touched."""
     beside = repository / ".foundry" / "dvc-remote"
     wanted = home() / "dvc-remote"
     settings = configparser.ConfigParser()

@@ -1,10 +1,10 @@
-"""The line as a Kubeflow pipeline: curation, pretraining, refinement, distillation, evaluation, registration, deployment.
+"""The line as a Kubeflow pipeline: curation, training in three stages, evaluation, registration, deployment.
 
-The same graph runs on this machine (``pipelines.run``) and, compiled, on a cluster (``pipelines.compilation``). What a
-step does is not here: each node is the component of a step's folder. Importing this module imports kfp (3 s).
+The same graph runs on this machine (``pipelines.local_run``) and, compiled, on a cluster (``pipelines.compilation``).
+What a step does is not here: each node is the component of a step's folder. Importing this module imports kfp (3 s).
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: kfp reads the annotations of the pipeline function as they are.
 
 from typing import Any
 
@@ -18,6 +18,8 @@ from components.evaluation.component import evaluate
 from components.pretraining.component import pretrain
 from components.refinement.component import refine
 from components.registration.component import register, resolve_champions
+from foundry.errors import UserError
+from foundry.settings import Settings
 from pipelines.stations import station
 
 NAME = "dino-foundry-line"
@@ -37,7 +39,7 @@ def line_pipeline(params: Params) -> Any:
 
     Returns a KFP graph component: call it to run it locally, or give it to the compiler.
     """
-    section = {name: getattr(params, name).model_dump(mode="json") for name in type(params).model_fields}
+    section = {name: as_struct(getattr(params, name), name) for name in type(params).model_fields}
 
     @dsl.pipeline(name=NAME, display_name="DINO Foundry: from images to a served backbone")
     def line(
@@ -112,6 +114,33 @@ def line_pipeline(params: Params) -> Any:
     return line
 
 
+def as_struct(settings: Settings, name: str) -> dict[str, Any]:
+    """``settings`` as a KFP parameter, which has no null: a setting that is null by default is left out.
+
+    Raises :class:`UserError` where a null says something.
+    """
+    struct: dict[str, Any] = {}
+    for key, field in type(settings).model_fields.items():
+        value = getattr(settings, key)
+        if isinstance(value, Settings):
+            struct[key] = as_struct(value, f"{name}.{key}")
+        elif value is None and not field.is_required() and field.get_default(call_default_factory=True) is None:
+            continue
+        else:
+            struct[key] = settings.model_dump(mode="json", include={key})[key]
+            if _has_null(struct[key]):
+                raise UserError(
+                    f"{name}.{key}: a null cannot be handed through Kubeflow Pipelines; leave the setting out"
+                )
+    return struct
+
+
+def _has_null(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_null, value.values()))
+    return any(map(_has_null, value)) if isinstance(value, list) else value is None
+
+
 def _settle(task: Any, volume: Any) -> None:
     """What every task needs beside its inputs; all but the caching concerns a cluster only."""
     known = station(task.name)
@@ -120,6 +149,4 @@ def _settle(task: Any, volume: Any) -> None:
     task.set_cpu_request(known.cpu)
     task.set_memory_request(known.memory)
     kubernetes.mount_pvc(task, pvc_name=volume, mount_path=WORKSPACE_MOUNT)
-    kubernetes.use_config_map_as_env(
-        task, SETTINGS_MAP, {name: name for name in CLUSTER_VARIABLES}, optional=True
-    )
+    kubernetes.use_config_map_as_env(task, SETTINGS_MAP, {name: name for name in CLUSTER_VARIABLES}, optional=True)

@@ -81,7 +81,14 @@ def run_line(params: Params, *, version_data: bool = True) -> int:
             raise
         from pipelines.summary import build_summary, describe
 
-        summary = build_summary(params, folder.path, started, time.monotonic() - clock, tracking)
+        summary = build_summary(
+            params,
+            folder.path,
+            read_outcomes(folder.path),
+            started=started,
+            seconds=time.monotonic() - clock,
+            tracking=tracking,
+        )
         write_atomically(folder.path / "summary.json", json.dumps(summary, indent=1) + "\n")
         print("\n".join(describe(summary)))
     return 0
@@ -95,14 +102,13 @@ def _run_steps(params: Params, folder: RunFolder, version_data: bool) -> dict[st
         _run_graph(params, folder)
         outcomes = read_outcomes(folder.path)
         facts: dict[str, Any] = {"uri": tracking_uri(), "run_id": run.run_id}
-        curation = outcomes.get("curation")
-        if curation is not None:
-            dataset: dict[str, Any] = {"digest": curation["digest"], "fingerprint": curation["fingerprint"]}
-            if version_data:
-                from pipelines.data_version import version_dataset
+        curation = outcomes["curation"]
+        dataset = {"digest": curation["metrics"]["digest"], "fingerprint": curation["fingerprint"]}
+        if version_data:
+            from pipelines.data_version import version_dataset
 
-                dataset["dvc"] = facts["dvc"] = version_dataset(Path(curation["path"]), params)
-            run.set_tags({"dataset": dataset})
+            dataset["dvc"] = facts["dvc"] = version_dataset(Path(curation["path"]), params)
+        run.set_tags({"dataset": dataset})
     return facts
 
 
@@ -130,7 +136,9 @@ def _run_graph(params: Params, folder: RunFolder) -> None:
                 if reason := folder.failure():
                     raise UserError(reason) from error
                 where = _shown(folder.path / LOG)
-                raise LineFailed(f"{console.task or 'the line'}: ended with an error of the program; log: {where}") from error
+                raise LineFailed(
+                    f"{console.task or 'the line'}: ended with an error of the program; log: {where}"
+                ) from error
             finally:
                 shutil.rmtree(root, ignore_errors=True)
 

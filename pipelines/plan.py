@@ -101,7 +101,9 @@ def _plan_step(
         return Planned(step.name, "run", f"the stored result is damaged: {damage}", fingerprint)
     if manifest is not None:
         made = datetime.datetime.fromisoformat(manifest.started).astimezone()
-        return Planned(step.name, "reuse", f"made {made:%Y-%m-%d %H:%M} in {duration(manifest.seconds)}", fingerprint, manifest)
+        return Planned(
+            step.name, "reuse", f"made {made:%Y-%m-%d %H:%M} in {duration(manifest.seconds)}", fingerprint, manifest
+        )
     if folder.with_name(f"{fingerprint}.partial").is_dir():
         return Planned(step.name, "continue", "unfinished work of an earlier run is there", fingerprint)
     return Planned(step.name, "run", "no result with these settings, inputs and this code", fingerprint)
@@ -126,9 +128,9 @@ def _look_up(name: str, given: Mapping[str, str], params: Params) -> str:
     """A value that a task of the graph finds out during a run."""
     if name != "champion":
         raise ValueError(f"the graph looks up '{name}', which the plan does not know")
-    from components.registration.champions import champion_input
+    from components.registration.champions import champions_for_students
 
-    return champion_input(params.registration, given["students"])
+    return champions_for_students(params.registration.model_dump(mode="json"), given["students"])
 
 
 def _nodes(params: Params) -> Iterator[tuple[Any, _Node]]:
@@ -138,9 +140,7 @@ def _nodes(params: Params) -> Iterator[tuple[Any, _Node]]:
         from pipelines.line import line_pipeline
 
         spec = line_pipeline(params).pipeline_spec
-    arguments = {
-        name: value.default_value for name, value in spec.root.input_definitions.parameters.items()
-    }
+    arguments = {name: value.default_value for name, value in spec.root.input_definitions.parameters.items()}
     tasks = spec.root.dag.tasks
     for station in STATIONS:
         inputs = tasks[station.task].inputs
@@ -168,4 +168,5 @@ def describe(planned: list[Planned]) -> Iterator[str]:
         yield f"{found.step:<{width}}  {found.action:<8}  {name}  {found.reason}"
     spent = sum(found.manifest.seconds for found in planned if found.manifest)
     if spent:
-        yield f"{sum(found.action == 'reuse' for found in planned)} results are there; making them took {duration(spent)}"
+        count = sum(found.action == "reuse" for found in planned)
+        yield f"{count} results are there; making them took {duration(spent)}"

@@ -76,7 +76,11 @@ def _check_reachable_inputs(params: Params) -> None:
     """A folder of this machine means nothing to a pod."""
     for name in ("images", "evaluation"):
         url = getattr(params.inputs, name)
-        if "://" not in url and url not in ("sample:", "sample:evaluation", "auto", "none", "") and not url.startswith("/foundry/"):
+        if (
+            "://" not in url
+            and url not in ("sample:", "sample:evaluation", "auto", "none", "")
+            and not url.startswith("/foundry/")
+        ):
             raise UserError(
                 f"submit: inputs.{name}={url}: a path of this machine; pods need a URL (s3://bucket/folder) or a path "
                 "below /foundry, their shared volume"

@@ -249,7 +249,7 @@ def _command(
         "--model-control-mode=explicit",
         "--disable-auto-complete-config",  # it would start every model's process one time more
         "--strict-readiness=false",  # a version that does not load must not make the others look down
-        "--exit-timeout-secs=10",
+        "--exit-timeout-secs=5",
         "--allow-gpu-metrics=false",
         "--pinned-memory-pool-byte-size=0",
         *(f"--{service}-address={HOST}" for service in ("http", "grpc", "metrics")),
@@ -287,6 +287,8 @@ def _last_words(log: Path, count: int = 3) -> str:
     """The last lines that tell of an error, else the last lines; without times and source positions."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     lines = [line for line in lines if line and not re.fullmatch(r"[+|\-= ]*|\|.*\|", line)]
+    if any(line.startswith("Usage:") for line in lines):  # an option it does not take: its whole help, then the reason
+        lines = lines[-1:]
     noise = ("CudaDriverHelper has not been initialized", "Unable to allocate pinned")
     lines = [line for line in lines if not any(text in line for text in noise)]
     errors = [line for line in lines if re.match(r"E\d{4} |error:|.*(?:error while loading|Error:)", line)]

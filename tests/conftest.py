@@ -15,7 +15,9 @@ INSTALLED_HOME = Path(os.environ.get("FOUNDRY_HOME") or REPOSITORY / ".foundry")
 # Before anything imports torch or mlflow: two workers share the cores, and nothing phones home.
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2)))
 os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DVC_NO_ANALYTICS="1", HF_HUB_OFFLINE="1", PYTHONUTF8="1")
-for variable in [name for name in os.environ if name.startswith(("MLFLOW_TRACKING", "MLFLOW_RUN", "MLFLOW_EXPERIMENT"))]:
+for variable in [
+    name for name in os.environ if name.startswith(("MLFLOW_TRACKING", "MLFLOW_RUN", "MLFLOW_EXPERIMENT"))
+]:
     del os.environ[variable]
 _KEPT = ("FOUNDRY_DATA", "FOUNDRY_TRITON", "FOUNDRY_SERVING_ENV")
 for variable in [name for name in os.environ if name.startswith("FOUNDRY_") and name not in _KEPT]:

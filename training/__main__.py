@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from foundry.errors import UserError, run_command
-from foundry.lifetime import die_with_launcher
+from foundry.lifetime import die_with, die_with_launcher, process_identity
 from foundry.settings import apply_overrides
 
 
@@ -31,16 +31,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _end_agent() -> None:
-    """Called when the launcher is gone: also end the torchrun agent, which nobody else watches."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        os.kill(os.getppid(), signal.SIGKILL)
+def _follow_parents() -> None:
+    """End with the torchrun agent (it starts trainers in sessions of their own) and, agent included, with the launcher."""
+    under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    agent = os.getppid()
+    if under_torchrun:
+        identity = process_identity(agent)
+        die_with(identity or f"{agent}:gone")
+    die_with_launcher(before_exit=lambda: os.kill(agent, signal.SIGKILL) if under_torchrun else None)
 
 
 def main(argv: list[str]) -> int:
     """Run the command; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    die_with_launcher(before_exit=_end_agent)
+    _follow_parents()
     from training.recipe import load_recipe
 
     changes: dict[str, Any] = apply_overrides({}, arguments.overrides)

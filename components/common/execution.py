@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.common.content import content_digest
 from components.common.fingerprint import code_digest, fingerprint_of, git_facts
-from components.common.links import link
+from components.common.links import check_destination, link
 from components.common.manifest import (
     InputRow,
     Manifest,
@@ -84,6 +84,8 @@ def execute(
     """
     start = time.monotonic()
     store = store or Store()
+    if destination is not None:
+        check_destination(destination)
     given = step.check_inputs(inputs)
     given = _resolve_auto(given)
     rows: dict[str, InputRow] = {}
@@ -281,6 +283,7 @@ def _lineage(
         "fingerprint": fingerprint,
         "code_digest": code,
         "git": {name: value for name, value in git.items() if value},
+        **({"image": image} if (image := os.environ.get("FOUNDRY_IMAGE")) else {}),
         "input": {
             name: {key: value for key, value in row.model_dump().items() if value is not None}
             for name, row in inputs.items()

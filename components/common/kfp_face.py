@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,20 +48,11 @@ def run_step(
     from foundry.settings import load_settings
 
     die_with_launcher(before_exit=kill_descendants)
-    try:
+    with plain_failure(name):
         step = step_named(name)
         settings = load_settings(step.config, config, name)
         given = {key: getattr(value, "path", value) for key, value in inputs.items()}
         outcome = execute(step, settings, given, Path(artifact.path))
-    except (UserError, OSError) as error:
-        line = str(error) if isinstance(error, UserError) else explain_os_error(error)
-        if line is None:
-            raise
-        line = " ".join(line.split())
-        print(f"error: {line}", file=sys.stderr, flush=True)
-        if path := os.environ.get(FAILURE_VARIABLE):
-            Path(path).write_text(json.dumps({"step": name, "error": line}) + "\n", encoding="utf-8")
-        raise SystemExit(2) from None
     artifact.metadata.update(
         step=outcome.step,
         fingerprint=outcome.fingerprint,
@@ -72,6 +64,22 @@ def run_step(
         for key, value in scalars(outcome.metrics).items():
             metrics.log_metric(key, value)
     return outcome
+
+
+@contextlib.contextmanager
+def plain_failure(name: str) -> Iterator[None]:
+    """End the component ``name`` with one line and status 2 for an error that a person can mend."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        line = str(error) if isinstance(error, UserError) else explain_os_error(error)
+        if line is None:
+            raise
+        line = " ".join(line.split())
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        if path := os.environ.get(FAILURE_VARIABLE):
+            Path(path).write_text(json.dumps({"step": name, "error": line}) + "\n", encoding="utf-8")
+        raise SystemExit(2) from None
 
 
 def scalars(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -142,7 +142,8 @@ class LocalLauncher:
             from torchx.components import dist
             from torchx.runner import get_runner
 
-        logging.getLogger("torchx").setLevel(logging.ERROR)
+        for name in ("torchx", "torchx-events-null"):  # an event for each look at the state
+            logging.getLogger(name).setLevel(logging.ERROR)
         app = dist.torchrun(
             *job.arguments,
             m=job.module,

@@ -29,6 +29,14 @@ _NOT_POSSIBLE = {
 }
 
 
+def check_destination(destination: Path) -> None:
+    """Raise :class:`UserError` unless :func:`link` may make or replace the folder ``destination``."""
+    if destination.is_symlink() or destination.is_file():
+        raise UserError(f"{destination}: is not a folder; name another --output")
+    if destination.is_dir() and any(destination.iterdir()) and not (destination / MANIFEST).is_file():
+        raise UserError(f"{destination}: holds files that no step made; name an empty folder or a new one")
+
+
 def link(result: Path, destination: Path) -> None:
     """Show the files of ``result`` in the folder ``destination``, its manifest last.
 
@@ -37,10 +45,7 @@ def link(result: Path, destination: Path) -> None:
     :class:`UserError`.
     """
     destination = destination.absolute()
-    if destination.is_symlink() or destination.is_file():
-        raise UserError(f"{destination}: is not a folder; name another --output")
-    if destination.is_dir() and any(destination.iterdir()) and not (destination / MANIFEST).is_file():
-        raise UserError(f"{destination}: holds files that no step made; name an empty folder or a new one")
+    check_destination(destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}."))
     try:

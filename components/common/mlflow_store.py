@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from foundry.errors import UserError
 from foundry.home import home
@@ -36,6 +36,21 @@ def client(uri: str | None = None) -> MlflowClient:
 
     uri = uri or tracking_uri()
     return MlflowClient(tracking_uri=uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri)
+
+
+@contextlib.contextmanager
+def default_address(uri: str) -> Iterator[None]:
+    """Make ``uri`` the address that MLflow's own functions use meanwhile: some parts of its registry know no other."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def initialise(uri: str | None = None) -> str:
@@ -71,6 +86,7 @@ def _prepare_mlflow() -> None:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     # The database layer prints a traceback before it raises; what it raises is reported in one line here.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL + 1)
@@ -123,14 +139,26 @@ def _default_artifacts(uri: str) -> str | None:
 
 def _create_database(database: Path, artifacts: str | None) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
 
     unfinished = database.with_name(f".{database.name}.unfinished")
     for leftover in database.parent.glob(f".{database.name}.unfinished*"):
         leftover.unlink()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        store = SqlAlchemyStore(f"sqlite:///{unfinished}", artifacts)
-    store.engine.dispose()
+
+    def without_waiting(connection: Any, record: object) -> None:
+        connection.execute("PRAGMA synchronous = OFF")  # some hundred migrations; flushed once, below
+
+    event.listen(Engine, "connect", without_waiting)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            store = SqlAlchemyStore(f"sqlite:///{unfinished}", artifacts)
+        store.engine.dispose()
+    finally:
+        event.remove(Engine, "connect", without_waiting)
+    with unfinished.open("rb") as file:
+        os.fsync(file.fileno())
     os.replace(unfinished, database)
 
 

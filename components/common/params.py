@@ -37,13 +37,21 @@ class Params(Settings):
     """All settings of a line."""
 
     inputs: InputsConfig = InputsConfig()
+    """What a line starts from."""
     curation: CurationConfig = CurationConfig()
+    """The dataset: which images of the pool, without copies and balanced."""
     pretraining: PretrainingConfig = PretrainingConfig()
+    """The teacher, from random weights."""
     refinement: RefinementConfig = RefinementConfig()
+    """The teacher with better dense features (Gram anchoring)."""
     distillation: DistillationConfig = DistillationConfig()
+    """The students of that teacher."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """Measures, report and verdict."""
     registration: RegistrationConfig = RegistrationConfig()
+    """Registered models and their aliases."""
     deployment: DeploymentConfig = DeploymentConfig()
+    """What is served, and how."""
 
 
 def load_params(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Params:

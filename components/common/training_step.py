@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from components.common.accelerator import accelerator_name, default_device
 from components.common.step import InputSpec
 from foundry.errors import UserError
 from foundry.settings import Settings
@@ -21,8 +21,8 @@ DATASET = InputSpec("dataset", "curated dataset: the result of curation")
 EVALUATION = InputSpec(
     "evaluation", "labelled images for the k-NN during training: folder, archive or URL", required=False, kind="url"
 )
-RECORDS = ("metrics.jsonl", "events.jsonl", "logs/*")
-"""Files of a training run that hold times."""
+RECORDS = ("metrics.jsonl", "events.jsonl", "logs/*", "checkpoints/*/.metadata")
+"""Files of a training run that hold times, or (torch.distributed.checkpoint's index) an id drawn anew at each save."""
 TRANSIENT = ("recipe", "overrides")
 """The resolved recipe stands in the fingerprint instead, whatever its name and however it was written."""
 CODE = "training.__main__"
@@ -34,6 +34,9 @@ DISK_BYTES = 4 << 30
 class TrainingConfig(Settings):
     """Settings of a step that trains."""
 
+    stage: ClassVar[str]
+    """The stage of the recipes that the step takes."""
+
     recipe: str
     """Name of a recipe in training/recipes, or a YAML file."""
     processes: Annotated[int, Field(ge=1)] = 2
@@ -44,6 +47,8 @@ class TrainingConfig(Settings):
     @model_validator(mode="after")
     def _recipe_is_valid(self) -> TrainingConfig:
         recipe = self.resolved_recipe()
+        if recipe.stage != self.stage:
+            raise UserError(f"recipe {self.recipe}: is for stage {recipe.stage}, and this step is stage {self.stage}")
         if recipe.batch % self.processes:
             raise UserError(
                 f"recipe {self.recipe}: batch {recipe.batch} cannot be divided among {self.processes} processes"
@@ -68,22 +73,6 @@ def training_environment(config: TrainingConfig) -> dict[str, Any]:
         "world_size": config.processes,
         "torch": importlib.metadata.version("torch"),
     }
-
-
-def default_device() -> str:
-    """'cuda' where ``device: auto`` finds a GPU it may use, else 'cpu'; found without importing torch."""
-    return "cuda" if accelerator_name() else "cpu"
-
-
-def accelerator_name() -> str | None:
-    """Model of the first NVIDIA GPU that this process may use, or None."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or "+cpu" in importlib.metadata.version("torch"):
-        return None
-    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("Model:"):
-                return line.partition(":")[2].strip()
-    return None
 
 
 def run_training(config: TrainingConfig, inputs: Mapping[str, str], output: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from components.curation.blocks import fixed_blocks
+from components.curation.blocks import by_blocks
 from components.curation.windows import SCALE, Hypotheses
 
 BLOCK = 256
@@ -52,47 +52,70 @@ def compare(
 ) -> Comparison:
     """Align and compare the pairs ``found`` of thumbnails ``grey`` (n, 64, 64), colour maps (n, 16, 16, 2) and image
     ``sizes`` (n, 2) width, height."""
-    used, place = np.unique(np.concatenate([found.source, found.template]), return_inverse=True)
-    source, template = place[: len(found.source)], place[len(found.source) :]
-    image = grey[used].astype(np.float32) * SCALE
-    smooth, crisp = _blur(image, 1.5), _blur(image, 0.7)
-    slopes = np.zeros((2, *smooth.shape), np.float32)  # change over the whole frame of -1..1
-    slopes[0, :, :, 1:-1] = (smooth[:, :, 2:] - smooth[:, :, :-2]) * (image.shape[1] / 4)
-    slopes[1, :, 1:-1] = (smooth[:, 2:] - smooth[:, :-2]) * (image.shape[1] / 4)
-    tint = np.moveaxis(colour[used].astype(np.float32) * 2, 3, 0)
-    ratio = sizes[used].astype(np.float64)
 
     def work(span: slice) -> np.ndarray:
-        start = np.zeros((span.stop - span.start, 2, 3), np.float32)
+        pair_source, pair_template, mirrored = found.source[span], found.template[span], found.mirrored[span]
+        used, place = np.unique(np.concatenate([pair_source, pair_template]), return_inverse=True)
+        pair = (place[: len(pair_source)], place[len(pair_source) :], mirrored)
+        image = grey[used].astype(np.float32) * SCALE
+        smooth = _blur(image, 1.5)
+        start = np.zeros((len(pair_source), 2, 3), np.float32)
         start[:, 0, 0], start[:, 1, 1] = found.scale[span].T
         start[:, :, 2] = found.offset[span]
-        pair = (source[span], template[span], found.mirrored[span])
-        maps = _refine(smooth, slopes, *pair, start)
-        similarity, agreement, overlap = _judge(crisp, *pair, maps)
+        maps = _refine(smooth, _slopes(smooth), *pair, start)
+        similarity, agreement, overlap = _judge(_blur(image, 0.7), *pair, maps)
+        tint = np.moveaxis(colour[used].astype(np.float32) * 2, 3, 0)
         colours = _colour_cosine(tint, *pair, maps)
-        stretch = _stretch(maps, ratio[pair[0]], ratio[pair[1]])
-        return np.stack([similarity, agreement, colours, stretch, overlap])
+        stretch = _stretch(maps, sizes[pair_source].astype(np.float64), sizes[pair_template].astype(np.float64))
+        return np.stack([similarity, agreement, colours, stretch, overlap], axis=1)
 
-    with fixed_blocks(len(source), BLOCK, threads) as blocks:
-        parts = list(blocks(work))
-    return Comparison(*np.concatenate(parts, axis=1)) if parts else Comparison(*np.zeros((5, 0)))
+    if not len(found.source):
+        return Comparison(*np.zeros((5, 0)))
+    return Comparison(*by_blocks(work, len(found.source), BLOCK, threads).T)
 
 
 def flatness(grey: np.ndarray) -> np.ndarray:
-    """Share of an image (n, 64, 64) whose 3 x 3 neighbourhoods span at most 3 grey levels, (n,): near 0 for
+    """Share of an image (n, 64, 64) uint8 whose 3 x 3 neighbourhoods span at most 3 grey levels, (n,): near 0 for
     photographs, above one half for icons, charts and drawings."""
-    from scipy.ndimage import maximum_filter, minimum_filter
 
-    size = (1, 3, 3)
-    spread = maximum_filter(grey, size).astype(np.int16) - minimum_filter(grey, size)
-    return (spread <= 3).mean(axis=(1, 2))
+    def work(span: slice) -> np.ndarray:
+        low = high = grey[span]
+        for axis in (1, 2):
+            low, high = _of_three(low, axis, np.minimum), _of_three(high, axis, np.maximum)
+        return np.asarray((high - low <= 3).mean(axis=(1, 2)))
+
+    return by_blocks(work, len(grey), BLOCK)
+
+
+def _of_three(image: np.ndarray, axis: int, best: np.ufunc) -> np.ndarray:
+    """Smallest or largest of each pixel and its two neighbours along ``axis``."""
+    result = image.copy()
+    before = [slice(None)] * 3
+    after = [slice(None)] * 3
+    before[axis], after[axis] = slice(None, -1), slice(1, None)
+    first, last = tuple(before), tuple(after)
+    best(result[last], image[first], out=result[last])
+    best(result[first], image[last], out=result[first])
+    return result
 
 
 def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    from scipy.ndimage import gaussian_filter
+    """Gaussian blur of each of (n, side, side) float32."""
+    import cv2
 
-    blurred: np.ndarray = gaussian_filter(image, (0, sigma, sigma))
+    blurred = np.empty_like(image)
+    for source, target in zip(image, blurred, strict=True):
+        cv2.GaussianBlur(source, (0, 0), sigma, dst=target, borderType=cv2.BORDER_REPLICATE)
     return blurred
+
+
+def _slopes(image: np.ndarray) -> np.ndarray:
+    """Horizontal and vertical change of (n, side, side) per half frame (1 in -1..1): (2, n, side, side)."""
+    slopes = np.zeros((2, *image.shape), np.float32)
+    factor = np.float32(image.shape[1] / 4)
+    slopes[0, :, :, 1:-1] = (image[:, :, 2:] - image[:, :, :-2]) * factor
+    slopes[1, :, 1:-1] = (image[:, 2:] - image[:, :-2]) * factor
+    return slopes
 
 
 def _points(side: int) -> np.ndarray:
@@ -126,15 +149,20 @@ class _Sampling:
         x, y = np.clip(x, 0, side - 1.001), np.clip(y, 0, side - 1.001)
         left, top = x.astype(np.int32), y.astype(np.int32)
         corner = (index * side * side)[:, None] + top * side + left
-        return cls(corner, x - left, y - top, side, inside.astype(np.float32))
+        right, down = x - left.astype(np.float32), y - top.astype(np.float32)
+        return cls(corner, right, down, side, inside.astype(np.float32))
 
     def of(self, images: np.ndarray) -> np.ndarray:
         flat = images.reshape(-1)
-        upper = flat[self.corner] * (1 - self.right) + flat[self.corner + 1] * self.right
+        upper = flat.take(self.corner)
+        upper += (flat.take(self.corner + 1) - upper) * self.right
         below = self.corner + self.side
-        lower = flat[below] * (1 - self.right) + flat[below + 1] * self.right
-        values: np.ndarray = upper * (1 - self.down) + lower * self.down
-        return values
+        lower = flat.take(below)
+        lower += (flat.take(below + 1) - lower) * self.right
+        lower -= upper
+        lower *= self.down
+        lower += upper
+        return np.asarray(lower)
 
 
 def _map(maps: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -172,10 +200,10 @@ def _refine(
         difference = _standard(goal[moving], weights)[0] - mine
         across, down = sampling.of(slopes[0]) / deviation, sampling.of(slopes[1]) / deviation
         x, y = points[0], points[1]
-        columns = [across * x, across * y, across, down * x, down * y, down, mine, np.ones_like(mine)]
-        jacobian = np.stack(columns, axis=-1)
-        weighted = (jacobian * weights[..., None]).transpose(0, 2, 1)
-        normal = np.matmul(weighted, jacobian)
+        rows = [across * x, across * y, across, down * x, down * y, down, mine, np.ones_like(mine)]
+        jacobian = np.stack(rows, axis=1)
+        weighted = jacobian * weights[:, None]
+        normal = np.matmul(weighted, jacobian.transpose(0, 2, 1))
         right = np.matmul(weighted, difference[..., None])
         damping = 1e-3 * np.trace(normal, axis1=1, axis2=2) / 8 + 1e-4
         normal += np.eye(8, dtype=np.float32) * damping[:, None, None]

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
+import numpy as np
+
 T = TypeVar("T")
 
 
@@ -47,3 +49,9 @@ def fixed_blocks(rows: int, size: int, threads: int | None = None) -> Iterator[B
         else:
             with ThreadPoolExecutor(count, thread_name_prefix="blocks") as executor:
                 yield together
+
+
+def by_blocks(work: Callable[[slice], np.ndarray], rows: int, size: int, threads: int | None = None) -> np.ndarray:
+    """What ``work`` makes of the blocks of ``rows`` (at least one row), joined along the first axis."""
+    with fixed_blocks(rows, size, threads) as blocks:
+        return np.concatenate(list(blocks(work)))

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from components.curation.blocks import fixed_blocks
+from components.curation.blocks import by_blocks
 
-BLOCK = 1024
-"""Query images compared with all others at a time."""
+BLOCK = 512
+"""Images described, or compared with all others, at a time."""
 BINS = 8
 """Orientations of the gradient histograms, over half a turn."""
 SCALE = np.float32(1 / 255)
@@ -29,15 +29,17 @@ def gradient_histograms(grey: np.ndarray, cells: int) -> np.ndarray:
     vertical, horizontal = np.zeros_like(image), np.zeros_like(image)
     vertical[:, 1:-1] = image[:, 2:] - image[:, :-2]
     horizontal[:, :, 1:-1] = image[:, :, 2:] - image[:, :, :-2]
-    magnitude = np.hypot(vertical, horizontal)
-    position = np.mod(np.arctan2(vertical, horizontal) / np.float32(np.pi), 1) * BINS
-    side = grey.shape[1] // cells
-    histograms = np.empty((len(grey), cells, cells, BINS), np.float32)
-    for number in range(BINS):
-        away = np.abs(np.mod(position - number + BINS / 2, BINS) - BINS / 2)
-        weight = np.clip(1 - away, 0, 1) * magnitude
-        histograms[..., number] = weight.reshape(-1, cells, side, cells, side).sum(axis=(2, 4))
-    return histograms
+    magnitude = np.sqrt(vertical**2 + horizontal**2)
+    position = np.arctan2(vertical, horizontal) * np.float32(BINS / np.pi) + np.float32(BINS)  # 0 .. 2 * BINS
+    lower = position.astype(np.int32)
+    share = position - lower.astype(np.float32)
+    cell = np.arange(grey.shape[1]) * cells // grey.shape[1]
+    place = (np.arange(len(grey))[:, None, None] * cells + cell[:, None]) * cells + cell
+    histograms = np.zeros(len(grey) * cells * cells * BINS)
+    for bins, weight in ((lower, 1 - share), (lower + 1, share)):
+        index = place * BINS + bins % BINS
+        histograms += np.bincount(index.ravel(), (weight * magnitude).ravel(), minlength=len(histograms))
+    return histograms.reshape(len(grey), cells, cells, BINS).astype(np.float32)
 
 
 def shape_descriptor(grey: np.ndarray) -> np.ndarray:
@@ -79,15 +81,15 @@ def nearest_neighbours(rows: np.ndarray, count: int, threads: int | None = None)
     In no order among themselves; fewer where there are not so many others.
     """
     count = min(count, len(rows) - 1)
+    if count < 1:
+        return np.zeros((len(rows), 0), np.int64)
 
     def search(span: slice) -> np.ndarray:
         similarity = rows[span] @ rows.T
         similarity[np.arange(span.stop - span.start), np.arange(span.start, span.stop)] = -np.inf
-        found = np.argpartition(-similarity, count - 1, axis=1)[:, :count] if count else np.zeros((len(similarity), 0))
-        return found.astype(np.int64)
+        return np.argpartition(-similarity, count - 1, axis=1)[:, :count].astype(np.int64)
 
-    with fixed_blocks(len(rows), BLOCK, threads) as blocks:
-        return np.concatenate(list(blocks(search))) if len(rows) else np.zeros((0, 0), np.int64)
+    return by_blocks(search, len(rows), BLOCK, threads)
 
 
 def candidate_pairs(
@@ -101,8 +103,9 @@ def candidate_pairs(
     """
     if len(grey) < 2:
         return np.zeros((0, 2), np.int64)
-    shape = shape_descriptor(grey)
-    both = unit(np.concatenate([shape, palette_descriptor(grey, colour)], axis=1))
+    shape = by_blocks(lambda span: shape_descriptor(grey[span]), len(grey), BLOCK, threads)
+    palette = by_blocks(lambda span: palette_descriptor(grey[span], colour[span]), len(grey), BLOCK, threads)
+    both = unit(np.concatenate([shape, palette], axis=1))
     found = [_pairs(nearest_neighbours(rows, neighbours, threads)) for rows in (shape, both)]
     order = np.argsort(hashes, kind="stable")
     equal = hashes[order][1:] == hashes[order][:-1]

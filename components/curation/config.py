@@ -56,7 +56,7 @@ class DuplicateConfig(Settings):
     """The same for images with large flat areas (icons, charts, drawings), where small differences carry the meaning."""
     graphic_agreement: Share = 0.95
     """The same for images with large flat areas."""
-    colour_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.5
+    colour_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.6
     """Cosine of the aligned colour maps of two coloured images; below it they are recoloured variants, not copies."""
 
 

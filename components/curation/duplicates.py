@@ -37,10 +37,12 @@ REASONS = {
 @dataclass(frozen=True)
 class Groups:
     """``kept`` (n,) int64: for each image the one that is kept of its group (itself where it is kept). ``reason``: why
-    it is dropped (a key of ``REASONS``), or empty. ``sizes`` (n,): members of its group."""
+    it is dropped (a key of ``REASONS``), or empty. ``advantage``: in which of ``MERITS`` the kept one is better (of a kept
+    image: better than the next best; empty where it is alone). ``sizes`` (n,): members of its group."""
 
     kept: np.ndarray
     reason: list[str]
+    advantage: list[str]
     sizes: np.ndarray
 
 
@@ -114,14 +116,22 @@ class Images:
 
     def ranks(self) -> np.ndarray:
         """(n,) int64: 0 for the image that would be kept of all, and so on; see the module."""
-        names = np.array([path.encode() for path in self.path], dtype=object)
-        order = sorted(
-            range(len(names)),
-            key=lambda i: (-int(self.width[i]) * int(self.height[i]), not colour[i], -int(self.size[i]), names[i], i),
-        )
+        order = sorted(range(len(self.path)), key=self.merits().__getitem__)
         ranks = np.empty(len(order), np.int64)
         ranks[order] = np.arange(len(order))
         return ranks
+
+    def merits(self) -> list[tuple[int, bool, int, bytes, int]]:
+        """What the keep-best rule sorts by, best first: see ``MERITS``; the position decides between equal paths."""
+        coloured = self.coloured()
+        return [
+            (-int(self.width[i]) * int(self.height[i]), not coloured[i], -int(self.size[i]), self.path[i].encode(), i)
+            for i in range(len(self.path))
+        ]
+
+
+MERITS = ("resolution", "colour", "bytes", "name", "name")
+"""Names of the entries of :meth:`Images.merits`."""
 
 
 def find_duplicates(images: Images, config: DuplicateConfig) -> Groups:
@@ -139,24 +149,26 @@ def find_duplicates(images: Images, config: DuplicateConfig) -> Groups:
     ranks = images.ranks()
     best = np.full(count, count, np.int64)
     np.minimum.at(best, group, ranks)
-    kept = np.argsort(ranks)[best[group]]
-    reason = []
+    by_rank = np.argsort(ranks)
+    kept = by_rank[best[group]]
+    merits = images.merits()
+    second = np.full(count, count, np.int64)
+    others = np.flatnonzero(kept != np.arange(count))
+    np.minimum.at(second, group[others], ranks[others])
+    reason, advantage = [], []
     for place, keeper in enumerate(kept.tolist()):
         if keeper == place:
             reason.append("")
-        elif equal_bytes[place] == equal_bytes[keeper]:
+            runner_up = second[group[place]]
+            advantage.append(_advantage(merits[place], merits[by_rank[runner_up]]) if runner_up < count else "")
+            continue
+        advantage.append(_advantage(merits[keeper], merits[place]))
+        if equal_bytes[place] == equal_bytes[keeper]:
             reason.append("exact-duplicate")
         else:
             reason.append("same-pixels" if equal_pixels[place] == equal_pixels[keeper] else "near-duplicate")
-    return Groups(kept, reason, np.bincount(group, minlength=count)[group])
+    return Groups(kept, reason, advantage, np.bincount(group, minlength=count)[group])
 
 
-def difference(images: Images, kept: int, dropped: int) -> str:
-    """In what the kept image of a group is better than a dropped one: 'resolution', 'colour', 'bytes' or 'name'."""
-    pixels = [int(images.width[i]) * int(images.height[i]) for i in (kept, dropped)]
-    if pixels[0] != pixels[1]:
-        return "resolution"
-    coloured = images.coloured()
-    if coloured[kept] != coloured[dropped]:
-        return "colour"
-    return "bytes" if images.size[kept] != images.size[dropped] else "name"
+def _advantage(better: tuple[object, ...], worse: tuple[object, ...]) -> str:
+    return next(name for name, mine, other in zip(MERITS, better, worse, strict=True) if mine != other)

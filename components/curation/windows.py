@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from components.curation.blocks import fixed_blocks
+from components.curation.blocks import by_blocks, fixed_blocks
 
 GRID = 12
 """Side of a window's description in pixels."""
@@ -64,23 +64,24 @@ def content_boxes(grey: np.ndarray) -> np.ndarray:
 
 
 def describe(grey: np.ndarray, windows: np.ndarray) -> np.ndarray:
-    """Area averages of windows: ``grey`` (n, 64, 64) and ``windows`` (n, 4), one for each, or (k, 4), all for each.
-
-    Returns (n, 144) or (n, k, 144) float32 of zero mean and unit length; plain windows are zero.
-    """
+    """Area averages of all ``windows`` (k, 4) of all images ``grey`` (n, 64, 64): (n, k, 144) float32 of zero mean and
+    unit length; plain windows are zero."""
     image = grey.astype(np.float32) * SCALE
-    side = grey.shape[1]
-    across = _overlaps(windows[:, 0], windows[:, 2], side)
-    down = _overlaps(windows[:, 1], windows[:, 3], side)
-    if len(windows) == len(grey):
-        pixels = np.matmul(np.matmul(down, image), across.transpose(0, 2, 1))
-        return _standard(pixels.reshape(len(grey), -1))
+    across, down = _overlaps(windows[:, 0], windows[:, 2], grey), _overlaps(windows[:, 1], windows[:, 3], grey)
     pixels = np.stack([np.matmul(np.matmul(down[k], image), across[k].T) for k in range(len(windows))], axis=1)
     return _standard(pixels.reshape(len(grey), len(windows), -1))
 
 
-def _overlaps(centre: np.ndarray, half: np.ndarray, side: int) -> np.ndarray:
-    """(k, 12, side) share that each pixel has in each cell of windows along one axis."""
+def describe_each(grey: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """The same of one window for each image: ``windows`` (n, 4) to (n, 144)."""
+    image = grey.astype(np.float32) * SCALE
+    across, down = _overlaps(windows[:, 0], windows[:, 2], grey), _overlaps(windows[:, 1], windows[:, 3], grey)
+    return _standard(np.matmul(np.matmul(down, image), across.transpose(0, 2, 1)).reshape(len(grey), -1))
+
+
+def _overlaps(centre: np.ndarray, half: np.ndarray, grey: np.ndarray) -> np.ndarray:
+    """(k, 12, 64) share that each pixel of ``grey`` has in each cell of windows along one axis."""
+    side = grey.shape[1]
     steps = np.linspace(-1, 1, GRID + 1)
     edges = (centre[:, None] + half[:, None] * steps + 1) / 2 * side
     first, last = edges[:, :-1, None], edges[:, 1:, None]
@@ -98,9 +99,9 @@ def _standard(rows: np.ndarray) -> np.ndarray:
 def best_windows(grey: np.ndarray, pairs: np.ndarray, threads: int | None = None) -> Hypotheses:
     """For each pair (m, 2), i < j and sorted, the alignment of highest correlation, either way round, mirrored or not."""
     windows, count = fixed_windows(), len(grey)
-    boxes = content_boxes(grey)
-    whole = describe(grey, np.tile(windows[:1], (count, 1)))
-    boxed = describe(grey, boxes)
+    boxes = by_blocks(lambda span: content_boxes(grey[span]), count, BLOCK, threads)
+    whole = by_blocks(lambda span: describe(grey[span], windows[:1])[:, 0], count, BLOCK, threads)
+    boxed = by_blocks(lambda span: describe_each(grey[span], boxes[span]), count, BLOCK, threads)
     flipped, boxed_flipped = _mirror(whole), _mirror(boxed)
     sources = np.concatenate([pairs[:, 0], pairs[:, 1]])
     templates = np.concatenate([pairs[:, 1], pairs[:, 0]])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.deployment.golden_check import GoldenCheck
+from foundry.errors import UserError
 from serving.control import ServerControl
 from serving.export import OnnxExport
 from serving.model_config import ServingOptions
@@ -66,8 +67,11 @@ def publish(
     with _timed(seconds, "publish"):
         try:
             repository.serve(name, served, options)
-            control.load(name)
-            differences = golden.differences(control.url, name, version)
+            changed = new or text_before != repository.config(name)
+            differences = {} if changed else _answers_already(control, name, version, golden)
+            if not differences:
+                control.load(name)
+                differences = golden.differences(control.url, name, version)
         except BaseException:
             if text_before is None:
                 _withdraw(control, repository, name)
@@ -78,8 +82,18 @@ def publish(
     for number in repository.versions(name):
         if number not in served:
             repository.remove(name, number)
-    changed = new or text_before != repository.config(name)
     return Published(tuple(served), tuple(before), changed, differences, seconds)
+
+
+def _answers_already(control: ServerControl, name: str, version: int, golden: GoldenCheck) -> dict[str, float]:
+    """The golden differences of a version that is loaded; {} where it has to be loaded (again)."""
+    if version not in control.ready_versions(name):
+        return {}
+    try:
+        return golden.differences(control.url, name, version)
+    except UserError:  # a model process that was killed: Triton says READY, answers 500 and does not start it again
+        control.unload(name)
+        return {}
 
 
 def _try_candidate(

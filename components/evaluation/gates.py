@@ -95,9 +95,7 @@ def _judgement(gates: Sequence[Gate]) -> Judgement:
     return Judgement(all(gate.passed for gate in gates), tuple(gates))
 
 
-def _gates(
-    subject: Subject, found: Mapping[str, Measures], protocol: Protocol, settings: GateSettings
-) -> list[Gate]:
+def _gates(subject: Subject, found: Mapping[str, Measures], protocol: Protocol, settings: GateSettings) -> list[Gate]:
     own, random = found[subject.name], found[subject.random]
     gates = []
 

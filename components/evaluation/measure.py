@@ -192,9 +192,7 @@ class Examiner:
         labels, truth = self.material.labels["train"], self.material.labels["test"]
         ks = list(dict.fromkeys([self._config.neighbours, *self._config.further_neighbours]))
         near = knn(train[headline], labels, test[headline], truth, ks=ks)
-        linear = linear_probe(
-            train, labels, test, truth, steps=self._config.linear_steps, seed=self._config.seed
-        )
+        linear = linear_probe(train, labels, test, truth, steps=self._config.linear_steps, seed=self._config.seed)
         found.measures |= {"knn_top1": next(iter(near.top1.values())), "linear_top1": linear.top1}
         found.details["knn"] = {str(k): {"top1": near.top1[k], "top5": near.top5[k]} for k in near.top1}
         found.details["linear"] = {

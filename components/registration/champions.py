@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from components.common.manifest import FileRow, content_digest_of
-from components.common.mlflow_store import plain_address_errors
+from components.common.mlflow_store import default_address, plain_address_errors
 from components.registration.config import RegistrationConfig
 from components.registration.registry import ModelRegistry, describe_version
 from foundry.errors import UserError
@@ -68,7 +68,7 @@ def download_version(
     with tempfile.TemporaryDirectory(dir=destination, prefix=f".{folder.name}-") as scratch:
         partial = Path(scratch) / "model"
         partial.mkdir()
-        with plain_address_errors(registry.uri):
+        with plain_address_errors(registry.uri), default_address(registry.uri):
             download_artifacts(
                 artifact_uri=f"models:/{model}/{metadata['version']}", dst_path=str(partial), tracking_uri=registry.uri
             )

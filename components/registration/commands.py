@@ -150,7 +150,7 @@ def _resolve(arguments: argparse.Namespace) -> None:
         names = registry.model_names()
         students = [name.removeprefix(f"{prefix}-") for name in names if name.startswith(f"{prefix}-")]
     destination = arguments.destination or default_destination()
-    print(json.dumps(resolve_champions(prefix, students, destination, registry=registry), indent=1))
+    print(json.dumps(resolve_champions(prefix, students, destination, registry=registry), sort_keys=True))
 
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]] = {

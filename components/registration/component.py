@@ -16,9 +16,11 @@ def resolve_champions(config: dict, students: Input[Model]) -> str:
     Returns:
         JSON: for each student with a champion its model, version, digest and the path of its network.
     """
+    from components.common.kfp_face import plain_failure
     from components.registration.champions import champions_for_students
 
-    return champions_for_students(config, students.path)
+    with plain_failure("resolve-champions"):
+        return champions_for_students(config, students.path)
 
 
 @component(base_image=IMAGE, install_kfp_package=False)

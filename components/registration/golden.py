@@ -228,7 +228,9 @@ def transformers_embeddings(export: Path, pixels: np.ndarray) -> np.ndarray:
     import numpy as np
     import torch
     from transformers import AutoModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     network = AutoModel.from_pretrained(export, local_files_only=True, use_safetensors=True, dtype=torch.float32).eval()
     with torch.inference_mode():
         rows = [network(pixel_values=torch.from_numpy(part)).pooler_output.numpy() for part in _parts(pixels)]

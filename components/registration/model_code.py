@@ -25,31 +25,38 @@ class Embedder(mlflow.pyfunc.PythonModel):
         """Load the network in fp32 on the device that ``model_config`` names (``cpu`` where it names none)."""
         import torch
         from transformers import AutoModel
+        from transformers.utils import logging
 
         from foundry.images import Preprocessing
 
         export = Path(context.artifacts["export"])
         self._device = torch.device((context.model_config or {}).get("device", "cpu"))
+        bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
         network = AutoModel.from_pretrained(export, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+        if bars:
+            logging.enable_progress_bar()
         self._network = network.eval().to(self._device)
         self._leading_tokens = 1 + getattr(network.config, "num_register_tokens", 0)
         self.preprocessing = Preprocessing.from_config(json.loads((export / "preprocessor_config.json").read_text()))
 
-    def predict(self, context: Any, model_input: Any, params: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
+    def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> dict[str, np.ndarray]:
         """``{"embedding": float32 (B, D)}`` and, where ``params`` has ``patch_features: true``, that too (B, N, D).
 
         ``model_input``: float32 pixels (B, 3, H, W), as they are or under the name ``pixels``; or encoded images as a
-        sequence of bytes, as they are or under the name ``image``.
+        sequence of bytes, as they are or under the name ``image``. (Of the hint ``np.ndarray`` MLflow makes no schema;
+        the model's signature is one.)
         """
         import torch
 
-        if isinstance(model_input, Mapping):
-            (name,) = set(model_input) & {"pixels", "image"} or {"neither 'pixels' nor 'image'"}
-            if name not in model_input:
-                raise ValueError(f"expected an input named 'pixels' or 'image', found {sorted(model_input)}")
-            model_input = model_input[name]
-        encoded = not isinstance(model_input, np.ndarray) or model_input.dtype.kind in "OS"
-        pixels = self.pixels(list(model_input)) if encoded else np.asarray(model_input, np.float32)
+        given: Any = model_input
+        if isinstance(given, Mapping):
+            name = next((name for name in ("pixels", "image") if name in given), None)
+            if name is None:
+                raise ValueError(f"expected an input named 'pixels' or 'image', found {sorted(given)}")
+            given = given[name]
+        encoded = not isinstance(given, np.ndarray) or given.dtype.kind in "OS"
+        pixels = self.pixels(list(given)) if encoded else np.asarray(given, np.float32)
         with torch.inference_mode():
             output = self._network(pixel_values=torch.from_numpy(pixels).to(self._device))
         result = {"embedding": output.pooler_output.float().cpu().numpy()}
@@ -65,7 +72,7 @@ class Embedder(mlflow.pyfunc.PythonModel):
 
     def embed(self, images: Sequence[bytes]) -> np.ndarray:
         """Embeddings of encoded images, float32 (B, D)."""
-        return self.predict(None, images)["embedding"]
+        return self.predict(None, self.pixels(images))["embedding"]
 
 
 mlflow.models.set_model(Embedder())

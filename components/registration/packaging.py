@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import shutil
 import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,30 +93,39 @@ def write_model(
     package = staged / "foundry"
     shutil.copytree(Path(foundry.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     # MLflow keeps an artifact under the last part of its path, so each gets a path that ends in the wanted name.
-    (staged / "export").symlink_to(export.resolve(), target_is_directory=True)
-    (staged / "golden").symlink_to(golden.resolve(), target_is_directory=True)
+    shutil.copytree(export, staged / "export", copy_function=_link_or_copy)
+    shutil.copytree(golden, staged / "golden", copy_function=_link_or_copy)
     (staged / "model_card.md").write_text(card, encoding="utf-8")
-    mlflow.pyfunc.save_model(
-        path=folder,
-        mlflow_model=description,
-        python_model=str(MODEL_CODE),
-        artifacts={
-            "export": str(staged / "export"),
-            "golden": str(staged / "golden"),
-            "model_card": str(staged / "model_card.md"),
-        },
-        code_paths=[str(package)],
-        model_config={"device": "cpu"},
-        signature=signature(size),
-        pip_requirements=pinned_requirements(),
-        metadata=dict(metadata),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is no input example; the golden images are better ones
+        mlflow.pyfunc.save_model(
+            path=folder,
+            mlflow_model=description,
+            python_model=str(MODEL_CODE),
+            artifacts={
+                "export": str(staged / "export"),
+                "golden": str(staged / "golden"),
+                "model_card": str(staged / "model_card.md"),
+            },
+            code_paths=[str(package)],
+            model_config={"device": "cpu"},
+            signature=signature(size),
+            pip_requirements=pinned_requirements(),
+            metadata=dict(metadata),
+        )
     shutil.rmtree(staged)
     _prove(folder)
     for cache in folder.rglob("__pycache__"):
         shutil.rmtree(cache)
     if pickles := find_pickles(folder):
         raise RuntimeError(f"{folder}: would publish pickled data: {', '.join(pickles)}")
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk
+        shutil.copyfile(source, target)
 
 
 def _prove(folder: Path) -> None:

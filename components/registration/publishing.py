@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.common.mlflow_store import plain_address_errors
+from components.common.mlflow_store import default_address, plain_address_errors
 from components.common.tracking import TrackedRun, finite_scalars, flatten, tag_values
 from components.registration.packaging import count_parameters, write_model
-from components.registration.registry import CHALLENGER, EXPORT_DIGEST, ModelRegistry
+from components.registration.registry import CHALLENGER, EXPORT_DIGEST, LOGGED_MODEL, ModelRegistry
 from components.registration.students import Student
 
 if TYPE_CHECKING:
@@ -60,10 +62,7 @@ def publish(
             golden_folder = Path(scratch) / "golden"
             golden_folder.mkdir()
             golden(golden_folder)
-            with plain_address_errors(registry.uri):
-                version = _create(
-                    registry, run, model, student, golden_folder, card, parameters, metrics, rows, identity
-                )
+            version = _create(registry, run, model, student, golden_folder, card, parameters, metrics, rows, identity)
     else:
         version = existing[-1]
     with plain_address_errors(registry.uri):
@@ -87,14 +86,15 @@ def _create(
     from mlflow.models import Model
 
     client = registry.client
-    logged = client.create_logged_model(
-        run.experiment_id,
-        name=model,
-        source_run_id=run.run_id,
-        tags=dict(tags),
-        params=flatten(parameters, _PARAMETER_LIMIT),
-        model_type="vision-backbone",
-    )
+    with plain_address_errors(registry.uri):
+        logged = client.create_logged_model(
+            run.experiment_id,
+            name=model,
+            source_run_id=run.run_id,
+            tags=dict(tags),
+            params=flatten(parameters, _PARAMETER_LIMIT),
+            model_type="vision-backbone",
+        )
     folder = golden.with_name("model")
     try:
         description = Model(
@@ -104,30 +104,34 @@ def _create(
             run_id=run.run_id,
         )
         write_model(folder, description, export=student.export, golden=golden, card=card, metadata=identity)
-        client.log_model_artifacts(logged.model_id, str(folder))
-        client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step=0)])
         now = int(time.time() * 1000)
-        scores = finite_scalars(metrics)
-        client.log_batch(
-            run.run_id,
-            metrics=[
-                Metric(f"{student.name}/{name}", value, now, 0, model_id=logged.model_id, run_id=run.run_id)
-                for name, value in scores.items()
-            ],
-        )
-        client.finalize_logged_model(logged.model_id, "READY")
+        scores = [
+            Metric(f"{student.name}/{name}", value, now, 0, model_id=logged.model_id, run_id=run.run_id)
+            for name, value in finite_scalars(metrics).items()
+        ]
+        with plain_address_errors(registry.uri):
+            client.log_model_artifacts(logged.model_id, str(folder))
+            client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+            client.log_batch(run.run_id, metrics=scores)
+            client.finalize_logged_model(logged.model_id, "READY")
     except BaseException:
-        client.finalize_logged_model(logged.model_id, "FAILED")
+        with contextlib.suppress(Exception):
+            client.finalize_logged_model(logged.model_id, "FAILED")
         raise
-    _ensure_model(registry, model, student.name)
-    return client.create_model_version(
-        model,
-        source=f"models:/{logged.model_id}",
-        run_id=run.run_id,
-        tags=dict(tags),
-        description=card[:_DESCRIPTION_LIMIT],
-        model_id=logged.model_id,
-    )
+    with plain_address_errors(registry.uri), default_address(registry.uri):
+        _ensure_model(registry, model, student.name)
+        version = client.create_model_version(
+            model,
+            source=LOGGED_MODEL + logged.model_id,
+            run_id=run.run_id,
+            tags=dict(tags),
+            description=card[:_DESCRIPTION_LIMIT],
+            model_id=logged.model_id,
+        )
+        # By this tag MLflow's pages lead from the logged model to its version.
+        versions = json.dumps([{"name": model, "version": version.version}])
+        client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": versions})
+    return version
 
 
 def _ensure_model(registry: ModelRegistry, model: str, student: str) -> None:

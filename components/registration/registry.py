@@ -31,6 +31,8 @@ VERDICT = f"{TAG_PREFIX}verdict"
 """Tag of a version: ``passed`` or ``failed``."""
 PREVIOUS_CHAMPION = f"{TAG_PREFIX}previous_champion"
 """Tag of a champion: the version it took the alias from."""
+LOGGED_MODEL = "models:/"
+"""The source of a version is this and the id of its logged model."""
 _HISTORY = f"{TAG_PREFIX}history."
 
 Action = Literal["verdict", "promote", "rollback", "outside"]
@@ -229,7 +231,7 @@ def describe_version(version: ModelVersion) -> dict[str, Any]:
         "version": str(version.version),
         "aliases": sorted(version.aliases),
         "run_id": version.run_id,
-        "model_id": version.model_id,
+        "model_id": version.source.removeprefix(LOGGED_MODEL) if version.source.startswith(LOGGED_MODEL) else None,
         "digest": tags.get(EXPORT_DIGEST, ""),
         "tags": {
             key.removeprefix(TAG_PREFIX): value for key, value in sorted(tags.items()) if key.startswith(TAG_PREFIX)
@@ -238,4 +240,4 @@ def describe_version(version: ModelVersion) -> dict[str, Any]:
 
 
 def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+    return f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%S.%fZ}"

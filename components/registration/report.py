@@ -59,30 +59,38 @@ def read_verdicts(report: Path) -> dict[str, Verdict]:
 
 @dataclass(frozen=True)
 class Scores:
-    """The measures of every network of a report, by the name of the network there."""
+    """The measures of every network of a report."""
 
-    networks: Mapping[str, Mapping[str, float]]
+    measures: Mapping[str, Mapping[str, float]]
+    """By name of the network in the report: ``student-vit``, ``student-vit-random``, ``raw pixels``."""
+    models: Mapping[str, Mapping[str, Any]]
+    """By the same names: ``kind``, ``student``, ``random`` (name of the same network untrained)."""
 
     def of(self, student: str) -> Mapping[str, float]:
         """Measures of a student; empty where the report has none."""
-        return self.networks.get(f"student-{student}", {})
+        return self.measures.get(self._name(student, "student"), {})
 
     def beside(self, student: str) -> dict[str, Mapping[str, float]]:
         """Columns of a table: student, random twin, champion and the plain baselines, as far as measured."""
-        names = {
-            "this network": f"student-{student}",
-            "random weights": f"student-{student}-random",
-            "champion before": f"student-{student}-champion",
+        name = self._name(student, "student")
+        columns = {
+            "this network": name,
+            "random weights": self.models.get(name, {}).get("random") or "",
+            "champion before": self._name(student, "champion"),
             "raw pixels": "raw pixels",
             "colour histogram": "colour histogram",
         }
-        return {title: self.networks[name] for title, name in names.items() if name in self.networks}
+        return {title: self.measures[column] for title, column in columns.items() if column in self.measures}
+
+    def _name(self, student: str, kind: str) -> str:
+        named = (name for name, row in self.models.items() if (row.get("student"), row.get("kind")) == (student, kind))
+        return next(named, "")
 
 
 def read_scores(report: Path) -> Scores:
-    """The measures in ``metrics.json``."""
+    """The measures in ``metrics.json``. Raises :class:`UserError` where it holds none."""
     document = read_document(report, "metrics.json")
-    try:
-        return Scores({name: dict(row["measures"]) for name, row in document["networks"].items()})
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{report}/metrics.json: not the measures of an evaluation ({error!r})") from None
+    measures, models = document.get("measures"), document.get("models")
+    if not isinstance(measures, dict) or not isinstance(models, dict):
+        raise UserError(f"{report}/metrics.json: it holds no measures of networks; give the result of evaluation")
+    return Scores(measures, models)

@@ -29,12 +29,13 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> np.ndarray:
     ignored. Without one L and RGB are taken as sRGB, CMYK by (255 - ink) * (255 - black) / 255, LAB as CIELAB D50.
     """
     transform = _lab_transform() if image.mode == "LAB" else _profile_transform(profile or b"", image.mode)
-    if transform is not None:
-        return np.asarray(transform.apply(image))
+    if transform is None and image.mode == "L":
+        return np.repeat(np.asarray(image)[:, :, None], 3, axis=2)
+    if transform is None:
+        return np.asarray(image.convert("RGB"))
     if image.mode == "L":
-        grey = np.asarray(image)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    return np.asarray(image.convert("RGB"))
+        return _colours_of_levels(transform)[np.asarray(image)]
+    return np.asarray(transform.apply(image))
 
 
 def over_background(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -64,36 +65,47 @@ def _profile_transform(profile: bytes, mode: str) -> Any | None:
         header = source.profile
         if header.xcolor_space.strip() != space or header.device_class not in _PROFILE_CLASSES:
             return None
-        transform = _transform(source, mode)
         if mode == "CMYK":
-            return transform
+            return _transform(source, mode)
         # A profile is sRGB if it leaves a lattice of colours where they are, whatever its name says. The many
         # vintages of the sRGB profile move a colour by one step at most; converting those would only add noise.
-        steps = np.rint(np.linspace(0, 255, 18)).astype(np.uint8)
         if mode == "RGB":
+            transform = _transform(source, mode)
+            steps = np.rint(np.linspace(0, 255, 18)).astype(np.uint8)
             lattice = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(18, -1, 3)
-            expected = lattice
+            moved = np.asarray(transform.apply(Image.fromarray(lattice))).astype(np.int16) - lattice
         else:
-            lattice = np.arange(256, dtype=np.uint8)[None]
-            expected = np.repeat(lattice[:, :, None], 3, axis=2)
-        moved = np.asarray(transform.apply(Image.fromarray(lattice))).astype(np.int16) - expected
+            transform = _transform(source, mode, ImageCms.Flags.NOOPTIMIZE)
+            moved = _colours_of_levels(transform).astype(np.int16) - np.arange(256)[:, None]
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError, UnicodeError):
         return None
     return transform if np.abs(moved).max() > 1 else None
+
+
+def _colours_of_levels(transform: Any) -> np.ndarray:
+    """uint8 (256, 3): what a transform of grey makes of each level."""
+    from PIL import Image
+
+    return np.asarray(transform.apply(Image.fromarray(np.arange(256, dtype=np.uint8)[None])))[0]
 
 
 @functools.lru_cache(maxsize=1)
 def _lab_transform() -> Any:
     from PIL import ImageCms
 
-    return _transform(ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB", 5000)), "LAB")
+    source = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB", 5000))
+    return _transform(source, "LAB", ImageCms.Flags.NOOPTIMIZE)
 
 
-def _transform(source: Any, mode: str) -> Any:
+def _transform(source: Any, mode: str, flags: Any = 0) -> Any:
+    """An lcms transform to sRGB.
+
+    Its optimised tables are right to one level for RGB, but up to 20 levels wrong in the dark for grey curves and
+    CIELAB: callers ask for NOOPTIMIZE there.
+    """
     from PIL import ImageCms
 
     target = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
     # without the cache of the last colour, threads can share a transform
-    return ImageCms.ImageCmsTransform(
-        source, target, mode, "RGB", ImageCms.Intent.PERCEPTUAL, flags=ImageCms.Flags.NOCACHE
-    )
+    flags = ImageCms.Flags.NOCACHE | flags
+    return ImageCms.ImageCmsTransform(source, target, mode, "RGB", ImageCms.Intent.PERCEPTUAL, flags=flags)

@@ -164,7 +164,7 @@ def sniff(data: bytes) -> str | None:
 
 
 def describe_content(data: bytes) -> str:
-    """What bytes that :func:`sniff` does not know are, in words for a person ('HTML or XML', 'text', 'a zip archive')."""
+    """What bytes that :func:`sniff` does not know are, in words for a person ('HTML or XML', 'a zip archive')."""
     head = bytes(data[:4096])
     for magic, name in _OTHER_CONTENT:
         if head.startswith(magic):
@@ -208,7 +208,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def _is_pcx(head: bytes) -> bool:
-    return len(head) >= 128 and head[0] == 10 and head[1] in (0, 2, 3, 4, 5) and head[2] == 1 and head[3] in (1, 2, 4, 8)
+    return len(head) >= 128 and head[0] == 10 and head[1] in (0, 2, 3, 5) and head[2] == 1 and head[3] in (1, 2, 4, 8)
 
 
 def _is_tga(head: bytes) -> bool:

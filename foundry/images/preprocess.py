@@ -16,6 +16,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_SIDE = 8192
 """Largest ``resize``."""
+MAX_RESIZED_PIXELS = 2**24
+"""Largest whole resized image; with ``resize`` 256, proportions of 256 to 1."""
 
 _BICUBIC = 3
 """The number of bicubic interpolation in Pillow, and in ``preprocessor_config.json``."""
@@ -74,7 +76,8 @@ class Preprocessing:
 
         for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
             need(config.get(name) is True, f"{name} = {config.get(name)!r}: only true is supported")
-        need(config.get("resample") == _BICUBIC, f"resample = {config.get('resample')!r}: only 3 (bicubic) is supported")
+        resample = config.get("resample")
+        need(resample == _BICUBIC, f"resample = {resample!r}: only {_BICUBIC} (bicubic) is supported")
         factor = config.get("rescale_factor")
         need(
             isinstance(factor, (int, float)) and math.isclose(factor, 1 / 255, rel_tol=1e-6),
@@ -112,8 +115,9 @@ class Preprocessing:
     def crop_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """The resized central square, uint8 (crop, crop, 3), of ``pixels`` uint8 (H, W, 3).
 
-        Only the part of the image that the square needs is resized, so a picture of extreme proportions costs no
-        more than any other.
+        The whole image is resized and then cut, as Hugging Face's processors on Pillow do. Where the resized image
+        would have more than :data:`MAX_RESIZED_PIXELS` (a strip of extreme proportions), only the part that the
+        square shows is computed: the same filter at the same places, so that memory stays bounded.
         """
         from PIL import Image
 
@@ -121,15 +125,16 @@ class Preprocessing:
             raise ValueError(f"expected uint8 pixels of shape (height, width, 3), got {pixels.dtype} {pixels.shape}")
         height, width = pixels.shape[:2]
         shorter = min(height, width)
-        box = []
-        for length in (width, height):
-            resized = self.resize * length // shorter
-            start = (resized - self.crop) // 2  # rounded as Hugging Face's processors do
-            box.append((start * length / resized, min((start + self.crop) * length / resized, length)))
-        (left, right), (top, bottom) = box
+        new_height, new_width = self.resize * height // shorter, self.resize * width // shorter
+        top, left = (new_height - self.crop) // 2, (new_width - self.crop) // 2
         image = Image.fromarray(np.ascontiguousarray(pixels))
-        square = image.resize((self.crop, self.crop), Image.Resampling.BICUBIC, (left, top, right, bottom))
-        return np.array(square)
+        bicubic = Image.Resampling.BICUBIC
+        if new_height * new_width <= MAX_RESIZED_PIXELS:
+            resized = image.resize((new_width, new_height), bicubic)
+            return np.array(resized.crop((left, top, left + self.crop, top + self.crop)))
+        across, down = width / new_width, height / new_height
+        right, bottom = min((left + self.crop) * across, width), min((top + self.crop) * down, height)
+        return np.array(image.resize((self.crop, self.crop), bicubic, (left * across, top * down, right, bottom)))
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
         """float32 (..., 3, H, W) of uint8 ``pixels`` (..., H, W, 3)."""

@@ -27,7 +27,7 @@ MAX_SCAN_PIXELS = 2**33
 
 
 def check_cost(name: str, data: bytes, limits: DecodeLimits) -> None:
-    """Raise :class:`ImageError` (``too-costly``, ``too-many-pixels``) for a container that a decoder should not walk."""
+    """Raise :class:`ImageError` (``too-costly``, ``too-many-pixels``) for a container no decoder should walk."""
     if name == "jpeg":
         _check_jpeg_header(data)
     elif name == "png":
@@ -80,6 +80,8 @@ def is_cut_short(name: str, data: bytes) -> bool:
         return struct.unpack_from("<I", data, 2)[0] > len(data)
     if name == "jp2":
         return b"\xff\xd9" not in data[-64:]
+    if name == "tiff":
+        return _tiff_is_cut(data)
     if name == "avif":
         return _ends_inside_box(data)
     return False
@@ -159,6 +161,10 @@ def _gif_images(data: bytes, block_limit: int | None) -> Iterator[int]:
         position += 1
 
 
+_TIFF_SIZES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+"""Bytes of a value by its type, where it is not 1."""
+
+
 class _Tiff:
     """Reads directories of a classic or big TIFF. Values outside the file read as missing."""
 
@@ -174,11 +180,11 @@ class _Tiff:
             return 0
         return int(struct.unpack_from(self.order + kind, self.data, position)[0])
 
-    def directory(self, offset: int) -> tuple[int, dict[int, tuple[int, int]], int]:
-        """(number of entries, {tag: (count of values, first value or its offset)}, offset of the next directory)."""
+    def directory(self, offset: int) -> tuple[int, dict[int, tuple[int, int, int]], int]:
+        """(number of entries, {tag: (type, count, value or where the values stand)}, offset of the next directory)."""
         head, entry, word = (8, 20, "Q") if self.big else (2, 12, "I")
         entries = self._number(offset, "Q" if self.big else "H")
-        tags = {}
+        tags: dict[int, tuple[int, int, int]] = {}
         for index in range(min(entries, MAX_TIFF_ENTRIES)):
             position = offset + head + index * entry
             if position + entry > len(self.data):
@@ -187,8 +193,18 @@ class _Tiff:
             count = self._number(position + 4, word)
             place = position + 4 + struct.calcsize(self.order + word)
             value = self._number(place, "H" if kind == 3 and count == 1 else word)
-            tags.setdefault(tag, (count, value))
+            tags.setdefault(tag, (kind, count, value))
         return entries, tags, self._number(offset + head + entries * entry, word)
+
+    def largest(self, entry: tuple[int, int, int] | None) -> int:
+        """Largest of at most :data:`MAX_TIFF_BLOCKS` whole numbers that stand outside the directory (or of one)."""
+        kind, count, value = entry or (0, 0, 0)
+        if count <= 1:
+            return value
+        letter = {3: "H", 4: "I", 16: "Q"}.get(kind, "I")
+        size = struct.calcsize(self.order + letter)
+        count = min(count, MAX_TIFF_BLOCKS, max(0, len(self.data) - value) // size)
+        return max(struct.unpack_from(f"{self.order}{count}{letter}", self.data, value), default=len(self.data))
 
 
 def _tiff_directories(data: bytes) -> Iterator[int]:
@@ -206,13 +222,31 @@ def _check_tiff(data: bytes, limits: DecodeLimits) -> None:
     _bound(entries, MAX_TIFF_ENTRIES, "TIFF directory entries")
     for tag in (34665, 34853, 40965):  # the EXIF, GPS and interoperability directories, which Pillow reads too
         if tag in tags:
-            inner = tiff.directory(tags[tag][1])
+            inner = tiff.directory(tags[tag][2])
             _bound(inner[0], MAX_TIFF_ENTRIES, "TIFF directory entries")
+    absent = (0, 0, 0)
     for tag in (273, 279, 324, 325):
-        _bound(tags.get(tag, (0, 0))[0], MAX_TIFF_BLOCKS, "TIFF strips or tiles")
-    tile = tags.get(322, (0, 0))[1] * tags.get(323, (0, 0))[1]
+        _bound(tags.get(tag, absent)[1], MAX_TIFF_BLOCKS, "TIFF strips or tiles")
+    tile = tags.get(322, absent)[2] * tags.get(323, absent)[2]
     if tile > limits.max_pixels:
         raise ImageError("too-many-pixels", f"tiles of {tile} pixels, the limit is {limits.max_pixels}")
+
+
+def _tiff_is_cut(data: bytes) -> bool:
+    """Whether a part of the directory lies behind the end of the file, or the last strip or tile does."""
+    tiff = _Tiff(data)
+    entries, tags, _ = tiff.directory(tiff.first)
+    if tiff.first >= len(data) or len(tags) < min(entries, 1):
+        return True
+    for kind, count, place in tags.values():
+        if count * (size := _TIFF_SIZES.get(kind, 1)) > (8 if tiff.big else 4) and place + count * size > len(data):
+            return True
+    for places, sizes in ((273, 279), (324, 325)):
+        if places in tags:
+            size = tags[sizes][2] if sizes in tags and tags[sizes][1] == 1 else 1
+            if tiff.largest(tags[places]) + size > len(data):
+                return True
+    return False
 
 
 def _check_ico(data: bytes, limits: DecodeLimits) -> None:

@@ -80,7 +80,16 @@ def remove_own(folder: Path) -> None:
 
 def run_pip(python: Path, arguments: list[str], label: str, total: int, packages: Path, log: Path) -> None:
     """``python -m pip install arguments``: its output in ``log``, a count of packages on the terminal."""
-    command = [str(python), "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
+    command = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--progress-bar",
+        "off",
+    ]
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as output, Progress(label, total, "packages", log_every=15) as progress:
@@ -103,7 +112,9 @@ def run_pip(python: Path, arguments: list[str], label: str, total: int, packages
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         reasons = [line for line in lines if line.startswith("ERROR:")][:4] or lines[-4:]
         print("\n".join(reasons), file=sys.stderr)
-        raise UserError(f"{label}: pip could not install it, see {log}; check pip's index and the network, then run again")
+        raise UserError(
+            f"{label}: pip could not install it, see {log}; check pip's index and the network, then run again"
+        )
 
 
 def _fetched(log: Path) -> int:

@@ -27,7 +27,9 @@ def assert_error(done: subprocess.CompletedProcess[str], *parts: str) -> None:
         assert part in done.stderr
 
 
-@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)], ids=lambda names: " ".join(names) or "pipelines")
+@pytest.mark.parametrize(
+    "command", [(), *((name,) for name in COMMANDS)], ids=lambda names: " ".join(names) or "pipelines"
+)
 def test_help_imports_nothing_heavy(command: tuple[str, ...]) -> None:
     program = (
         "import runpy, sys; sys.argv = ['pipelines', *sys.argv[1:]]\n"

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.console import Console, showing_steps
 
-PROGRAM = '''
+PROGRAM = """
 import sys, io, warnings
 warnings.simplefilter("ignore")
 from kfp import dsl, local
@@ -51,7 +51,7 @@ with open(sys.argv[4], "w") as log:
     except RuntimeError:
         print("failed in", console.task)
 print("after")
-'''
+"""
 
 
 def run(tmp_path: Path, how: str, reported: str = "no") -> tuple[list[str], str]:
@@ -59,7 +59,9 @@ def run(tmp_path: Path, how: str, reported: str = "no") -> tuple[list[str], str]
     program.write_text(PROGRAM)
     arguments = [sys.executable, str(program), how, reported, str(tmp_path / "root"), str(tmp_path / "log")]
     repository = Path(__file__).resolve().parents[2]
-    done = subprocess.run(arguments, capture_output=True, text=True, env={**__import__("os").environ, "PYTHONPATH": str(repository)})
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, env={**__import__("os").environ, "PYTHONPATH": str(repository)}
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines(), (tmp_path / "log").read_text()
 
@@ -93,7 +95,11 @@ def test_an_error_line_is_shown_unless_it_is_told_elsewhere(tmp_path: Path, repo
 def test_a_text_may_arrive_in_pieces() -> None:
     terminal, log = io.StringIO(), io.StringIO()
     with showing_steps(Console(terminal, log, {"a": "A"})):
-        for piece in ("12:00:00.000 - INFO - Executing ta", "sk 'a'\n12:00:00.000 - INFO - Streamed logs:\n\n  ", "  on"):
+        for piece in (
+            "12:00:00.000 - INFO - Executing ta",
+            "sk 'a'\n12:00:00.000 - INFO - Streamed logs:\n\n  ",
+            "  on",
+        ):
             print(piece, end="")
         print("e\n    two", end="")
     assert terminal.getvalue().splitlines()[1:] == ["  one", "  two"]

@@ -18,7 +18,13 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 def test_what_is_there_or_elsewhere_passes(tmp_path: Path) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "deep" / "er" / "image.jpg").write_bytes(b"x")
-    for url in ("sample:", "s3://bucket/none", str(tmp_path), f"file://{tmp_path}", str(tmp_path / "deep/er/image.jpg")):
+    for url in (
+        "sample:",
+        "s3://bucket/none",
+        str(tmp_path),
+        f"file://{tmp_path}",
+        str(tmp_path / "deep/er/image.jpg"),
+    ):
         check_images(url)
     for url in ("", "auto", "none", "sample:evaluation", str(tmp_path)):
         check_labels(url)
@@ -55,7 +61,9 @@ def test_a_folder_that_may_not_be_listed_is_not_called_empty(tmp_path: Path) -> 
 @pytest.mark.parametrize("variables", [{"IMAGES": "/no/such"}, {"EVAL": "/no/such"}])
 def test_make_asks_before_anything_is_installed(variables: dict[str, str]) -> None:
     bare = [sys.executable, "-S", "-E", "-m", "pipelines.inputs"]  # -S: no site-packages
-    done = subprocess.run(bare, cwd=REPOSITORY, env={"PATH": "/usr/bin:/bin", **variables}, capture_output=True, text=True)
+    done = subprocess.run(
+        bare, cwd=REPOSITORY, env={"PATH": "/usr/bin:/bin", **variables}, capture_output=True, text=True
+    )
     (name,) = variables
     assert done.returncode == 2
     assert done.stderr == f"error: {name}=/no/such: no such file or folder\n"

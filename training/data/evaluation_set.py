@@ -73,7 +73,7 @@ class _Tar:
                 with gzip.GzipFile(fileobj=opened) as stream:
                     shutil.copyfileobj(stream, plain, 1 << 20)
                 plain.seek(0)
-                opened = plain  # type: ignore[assignment]
+                opened = plain
             self._file = opened
             with tarfile.open(fileobj=opened, mode="r:") as archive:
                 self._members = {

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from foundry.errors import UserError
 from foundry.images import decode_image
 from training.data.augment import MultiCrop
 from training.data.masks import step_masks
@@ -33,22 +34,31 @@ class Batch:
     local: torch.Tensor
     gram: torch.Tensor
     masks: torch.Tensor
+    unreadable: tuple[str, ...] = ()
+    """What is wrong with images that could not be read and were replaced by others."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``."""
         if device.type == "cpu":
             return self
         moved = [t.to(device, non_blocking=True) for t in (self.global_, self.local, self.gram, self.masks)]
-        return Batch(self.step, *moved)
+        return Batch(self.step, *moved, self.unreadable)
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (called by the loader where a GPU is used)."""
         pinned = [t.pin_memory() for t in (self.global_, self.local, self.gram, self.masks)]
-        return Batch(self.step, *pinned)
+        return Batch(self.step, *pinned, self.unreadable)
+
+
+REPLACEMENTS = 8
+"""Images tried in the place of one that cannot be read, before the dataset counts as damaged."""
 
 
 class CropDataset(Dataset):
-    """The crops of image ``index`` for place ``slot`` of ``step``: a pure function of (seed, step, slot, image)."""
+    """The crops of image ``index`` for place ``slot`` of ``step``: a pure function of (seed, step, slot, image).
+
+    An image that cannot be read is replaced by the next one of the dataset, which is as deterministic.
+    """
 
     def __init__(self, shards: ShardDataset, recipe: Recipe, scale: int) -> None:
         self.shards, self.seed = shards, recipe.seed
@@ -57,10 +67,18 @@ class CropDataset(Dataset):
     def __len__(self) -> int:
         return len(self.shards)
 
-    def __getitem__(self, place: tuple[int, int, int]) -> tuple[int, Any]:
+    def __getitem__(self, place: tuple[int, int, int]) -> tuple[int, Any, list[str]]:
         step, slot, index = place
-        image = decode_image(self.shards.read(index))
-        return step, self.multi_crop(image, stream(self.seed, Purpose.CROPS, step, slot))
+        unreadable: list[str] = []
+        for number in range(index, index + REPLACEMENTS):
+            number %= len(self.shards)
+            try:
+                image = decode_image(self.shards.read(number))
+            except UserError as error:
+                unreadable.append(f"{self.shards.keys[number]}: {error}")
+            else:
+                return step, self.multi_crop(image, stream(self.seed, Purpose.CROPS, step, slot)), unreadable
+        raise UserError(f"{self.shards.folder}: {REPLACEMENTS} images in a row cannot be read, first {unreadable[0]}")
 
 
 class Collate:
@@ -69,9 +87,9 @@ class Collate:
     def __init__(self, recipe: Recipe, slots: range, grid: int) -> None:
         self.recipe, self.slots, self.grid = recipe, slots, grid
 
-    def __call__(self, items: list[tuple[int, Any]]) -> Batch:
+    def __call__(self, items: list[tuple[int, Any, list[str]]]) -> Batch:
         step = items[0][0]
-        views = [view for _, view in items]
+        views = [view for _, view, _ in items]
 
         def crop_major(arrays: list[np.ndarray]) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(np.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])))
@@ -83,6 +101,7 @@ class Collate:
             crop_major([view.local for view in views]),
             crop_major([view.gram for view in views]),
             torch.from_numpy(masks),
+            tuple(line for _, _, lines in items for line in lines),
         )
 
 
@@ -113,4 +132,9 @@ def step_batches(
         pin_memory=pin,
         prefetch_factor=2 if workers else None,
     )
-    return iter(loader)
+    try:
+        yield from loader
+    except UserError as error:
+        # what a worker raises comes back as a text with the worker's traceback; its last line is the error itself
+        last = str(error).strip().splitlines()[-1]
+        raise UserError(last.partition("Error: ")[2] or last) from None

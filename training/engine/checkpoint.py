@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,9 @@ def save_checkpoint(run: Path, step: int, state: dict[str, Any], keep: int) -> P
         for left_over in folder.glob(".*.partial"):
             shutil.rmtree(left_over)
     barrier()
-    dcp.save(state, checkpoint_id=temporary, no_dist=not dist.is_initialized())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.save(state, checkpoint_id=temporary, no_dist=not dist.is_initialized())
     barrier()
     if rank() == 0:
         if final.exists():
@@ -84,7 +87,9 @@ def save_checkpoint(run: Path, step: int, state: dict[str, Any], keep: int) -> P
 def load_checkpoint(checkpoint: Path, state: dict[str, Any]) -> None:
     """Fill the tensors of ``state`` in place from ``checkpoint``. Raises :class:`UserError` where it does not fit."""
     try:
-        dcp.load(state, checkpoint_id=checkpoint, no_dist=not dist.is_initialized())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.load(state, checkpoint_id=checkpoint, no_dist=not dist.is_initialized())
     except (dcp.api.CheckpointException, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise UserError(f"{checkpoint}: cannot be resumed from ({reason})") from error

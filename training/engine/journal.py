@@ -34,17 +34,22 @@ class Journal:
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Record ``values`` at 0-based ``step``; a value that is not finite is written as null."""
+        if not self._writes:
+            return
         clean = {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in values.items()}
         self._append(self.metrics_path, {"step": step, "time": round(time.time(), 3), **clean})
 
     def event(self, kind: str, step: int, message: str, **facts: Any) -> None:
         """Record something that happened (resumed, skipped-step, collapse-alarm ...)."""
+        if self._writes:
+            self.own_event(kind, step, message, **facts)
+
+    def own_event(self, kind: str, step: int, message: str, **facts: Any) -> None:
+        """Record something that only this process knows; every process may call it (a line is one write)."""
         record = {"event": kind, "step": step, "time": round(time.time(), 3), "message": message, **facts}
         self._append(self.events_path, record)
 
     def _append(self, path: Path, record: dict[str, Any]) -> None:
-        if not self._writes:
-            return
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(handle, (json.dumps(record) + "\n").encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from training.engine.guards import Watch, collapse_measures
 from training.engine.journal import Journal
 from training.engine.learner import Learner, Targets
 from training.engine.nearest_neighbours import PeriodicKnn
-from training.engine.process import choose_device
+from training.engine.process import choose_device, own_run_folder
 from training.engine.teaching import Teacher, load_trained, trained_architecture
 from training.engine.views import Views
 from training.models.architectures import Architecture, architecture
@@ -48,6 +49,8 @@ class Trainer:
         self.run_folder = local_path(output)
         self.run_folder.mkdir(parents=True, exist_ok=True)
         self.rank, self.world = rank(), world_size()
+        self._lock = own_run_folder(self.run_folder) if self.rank == 0 else None
+        barrier()
         self.shards = ShardDataset(data)
         source = self._teacher_run(recipe, teacher)
         if recipe.model is None and source is not None and recipe.stage == "gram":
@@ -128,7 +131,15 @@ class Trainer:
             export_learner(learner, self.run_folder, 0, self.recipe, latest=False)
 
     def run(self) -> None:
-        """Train from the newest checkpoint, or from the start, to the last step."""
+        """Train from the newest checkpoint, or from the start, to the last step; then let go of the run folder."""
+        try:
+            self._run()
+        finally:
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
+
+    def _run(self) -> None:
         recipe = self.recipe
         if self.rank == 0:
             write_atomically(self.run_folder / "recipe.yaml", dump_recipe(recipe))
@@ -141,6 +152,8 @@ class Trainer:
             waiting = time.perf_counter()
             for batch in batches:
                 waited = time.perf_counter() - waiting
+                for problem in batch.unreadable:
+                    self.journal.own_event("unreadable-image", batch.step, f"{problem}; another image took its place")
                 values = self._step(batch.step, Views(batch.to(self.device), recipe.crops, self.scale))
                 seconds = time.perf_counter() - waiting
                 if values:

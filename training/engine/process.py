@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import os
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -22,6 +25,25 @@ def choose_device(name: str) -> torch.device:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     return device
+
+
+def own_run_folder(folder: Path, wait_seconds: float = 30.0) -> int:
+    """Lock ``folder`` for this process's life; returns the descriptor that holds the lock.
+
+    The kernel frees it when the process dies, however it dies; trainers of a killed run may need a second for that.
+    Raises :class:`UserError` where another run still uses the folder after ``wait_seconds``.
+    """
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(handle)
+                raise UserError(f"{folder}: another training run is using this folder") from None
+            time.sleep(0.2)
 
 
 @contextlib.contextmanager

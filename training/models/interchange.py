@@ -121,13 +121,16 @@ def load_official(path: str | Path) -> Backbone:
     if path.suffix == ".safetensors":
         checkpoint: Mapping[str, object] = _read_safetensors(path)
     else:
-        import pickle
+        import argparse
 
         try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+            with torch.serialization.safe_globals([argparse.Namespace]):  # DINO keeps its command line in checkpoints
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # a damaged or foreign pickle fails in any way
             reason = str(error).split("\n", 1)[0]
-            raise UserError(f"{path}: not a file of plain weights ({reason})") from None
+            raise UserError(f"{path}: not a file of plain weights ({type(error).__name__}: {reason})") from None
     state = unwrapped(checkpoint) if isinstance(checkpoint, Mapping) else {}
     try:
         config = describe_official(state)

@@ -167,8 +167,10 @@ class VisionTransformer(nn.Module):
                 prefix, patches = prefix + position[:, :1], patches + position[:, 1:]
             if self.config.registers:
                 prefix = torch.cat((prefix, self.storage_tokens), dim=1)
-            groups.append(torch.cat((prefix.expand(len(patches), -1, -1), patches), dim=1))
-        packing = Packing([len(group) for group in groups], [group.shape[1] for group in groups], [None] * len(groups))
+            groups.append(torch.cat((prefix.expand(patches.shape[0], -1, -1), patches), dim=1))
+        packing = Packing(
+            [group.shape[0] for group in groups], [group.shape[1] for group in groups], [None] * len(grids)
+        )
         flat = [group.flatten(0, 1) for group in groups]
         return flat[0] if len(flat) == 1 else torch.cat(flat), packing, grids
 

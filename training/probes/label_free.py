@@ -62,7 +62,7 @@ def make_views(images: Sequence[np.ndarray], size: int, seed: int = 0) -> Views:
         rng = np.random.default_rng([seed, index])
         frames = []
         for side in views:
-            top, left, h, w = random_area(*image.shape[:2], (0.4, 1.0), crops.aspect, rng)
+            top, left, h, w = random_area(image.shape[0], image.shape[1], (0.4, 1.0), crops.aspect, rng)
             view = resize(np.ascontiguousarray(image[top : top + h, left : left + w]), size)
             mirrored = rng.random() < 0.5
             if mirrored:

@@ -72,12 +72,14 @@ def segmentation_probe(
         progress = max(step - warm, 0) / max(steps - warm, 1)
         factor = (step + 1) / warm if step < warm else 0.5 * (1 + np.cos(np.pi * progress))
         optimiser.param_groups[0]["lr"] = learning_rate * float(factor)
-        loss = _loss(head(_to_map(features[chosen], height, width)), [targets[index] for index in chosen.tolist()])
+        logits: Tensor = head(_to_map(features[chosen], height, width))
+        loss = _loss(logits, [targets[index] for index in chosen.tolist()])
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
     head.eval()
-    confusion, predictions = np.zeros((classes, classes), np.int64), []
+    confusion = np.zeros((classes, classes), np.int64)
+    predictions: list[np.ndarray] = []
     with torch.inference_mode():
         for start in range(0, len(test), batch):
             logits = head(_to_map(torch.from_numpy(test[start : start + batch]).float(), height, width))
@@ -97,6 +99,7 @@ class _Head(nn.Module):
         self.classify = nn.Conv2d(dim, classes, 1)
         with torch.no_grad():
             self.classify.weight.normal_(0.0, 0.01, generator=generator)
+            assert self.classify.bias is not None
             self.classify.bias.zero_()
 
     def forward(self, features: Tensor) -> Tensor:

@@ -19,10 +19,10 @@ from foundry.home import REPOSITORY
 
 SOURCES = {
     "__init__.py": "",
-    "table.py": '''
+    "table.py": """
         def rows_of(count):
             return [f"row {number}" for number in range(count)]
-        ''',
+        """,
     "step.py": '''
         """A step that writes a table, and notes each time that it really works."""
         import os

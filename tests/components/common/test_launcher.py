@@ -104,7 +104,11 @@ def test_both_processes_work_together_and_the_first_is_heard(folder: Path, capfd
 @pytest.mark.parametrize(
     ("kind", "error", "words"),
     [
-        ("raises", TrainingFailed, r"process 1 of 2 failed \(exit status 1\); all logs: .*ValueError: rank one is unhappy"),
+        (
+            "raises",
+            TrainingFailed,
+            r"process 1 of 2 failed \(exit status 1\); all logs: .*rank one is unhappy",
+        ),
         ("killed", TrainingFailed, r"process 1 of 2 failed \(SIGKILL, as when memory runs out\)"),
         ("says", UserError, "^recipe x: no such thing$"),
         ("told", UserError, "^the dataset has no images$"),
@@ -210,7 +214,9 @@ def test_launches_beside_each_other_do_not_meet(folder: Path) -> None:
         place.mkdir()
         try:
             LocalLauncher().run(
-                TrainingJob(arguments=(str(place),), output=str(place), processes=1, nodes=2, module="alone", timeout=60)
+                TrainingJob(
+                    arguments=(str(place),), output=str(place), processes=1, nodes=2, module="alone", timeout=60
+                )
             )
         except Exception as error:
             errors.append(error)

@@ -54,6 +54,10 @@ def test_files_of_a_person_are_not_touched(toy, tmp_path: Path) -> None:
         link(outcome.path, mine)
     with pytest.raises(UserError, match="is not a folder"):
         link(outcome.path, mine / "thesis.txt")
+    calls = toy.calls()
+    with pytest.raises(UserError, match="mine: holds files"):
+        execute(toy.step, toy.config(rows=9), {}, mine, store=toy.store)
+    assert toy.calls() == calls  # known before the work starts
     assert content(mine) == {"thesis.txt": b"years"}
 
 

@@ -207,7 +207,7 @@ def test_a_full_or_read_only_disk_is_one_line(toy, tmp_path: Path, options: str,
 
 
 def test_a_result_in_a_read_only_store_is_reused(toy, tmp_path: Path) -> None:
-    outcome = execute(toy.step, toy.config(rows=2), {}, store=toy.store)
+    execute(toy.step, toy.config(rows=2), {}, store=toy.store)
     folder = tmp_path / "disk"
     folder.mkdir()
     command = toy.command(2, destination=tmp_path / "shown", store=folder / "store")

@@ -73,7 +73,14 @@ def test_published_counts(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("dim", "ratio", "align", "hidden"),
-    [(384, 6, 8, 1536), (1024, 6, 8, 4096), (1280, 6, 8, 5120), (4096, 3, 64, 8192), (1024, 4, 8, 2736), (1536, 4, 8, 4096)],
+    [
+        (384, 6, 8, 1536),
+        (1024, 6, 8, 4096),
+        (1280, 6, 8, 5120),
+        (4096, 3, 64, 8192),
+        (1024, 4, 8, 2736),
+        (1536, 4, 8, 4096),
+    ],
 )
 def test_swiglu_widths(dim: int, ratio: float, align: int, hidden: int) -> None:
     config = ViTConfig(dim=dim, heads=dim // 64, ffn="swiglu", ffn_ratio=ratio, swiglu_align=align)
@@ -187,5 +194,6 @@ def test_inexpressible_networks_are_refused(changes: dict) -> None:
 
 
 def test_descriptions_are_checked_without_torch() -> None:
-    code = "import sys, training.models.architectures as a; a.check_expressible({'arch': 'vit'}); sys.exit('torch' in sys.modules)"
+    check = "import training.models.architectures as a; a.check_expressible({'arch': 'vit'})"
+    code = f"import sys; {check}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

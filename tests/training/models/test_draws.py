@@ -8,7 +8,9 @@ import pytest
 from training.models.draws import StepDraws, hashed_words
 
 
-@pytest.mark.parametrize(("batch", "rate", "kept"), [(64, 0.4, 38), (10, 0.3, 7), (1, 0.4, 1), (8, 0.0, 8), (2, 0.9, 1)])
+@pytest.mark.parametrize(
+    ("batch", "rate", "kept"), [(64, 0.4, 38), (10, 0.3, 7), (1, 0.4, 1), (8, 0.0, 8), (2, 0.9, 1)]
+)
 def test_kept_counts_and_factor(batch: int, rate: float, kept: int) -> None:
     draws = StepDraws.for_images(0, 0, range(batch), batch, (1,))
     rows, factor = draws.kept(rate, 0, "ffn", 0)

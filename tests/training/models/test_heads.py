@@ -50,7 +50,8 @@ def test_frozen_gain() -> None:
 )
 def test_published_sizes(dim: int, hidden: int, bottleneck: int, prototypes: int, millions: float) -> None:
     head = build_head(dim, hidden, bottleneck, prototypes, device="meta")
-    assert round(sum(parameter.numel() for parameter in head.parameters()) / 1e6, 1) == pytest.approx(millions, abs=0.11)
+    parameters = sum(parameter.numel() for parameter in head.parameters())
+    assert parameters / 1e6 == pytest.approx(millions, abs=0.06)
 
 
 def test_names_and_start() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from collections.abc import Mapping
@@ -65,7 +66,7 @@ def pixels(model: Backbone, height: int = SIDE, width: int = SIDE) -> Tensor:
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
     assert ours.shape == theirs.shape
-    return float((ours - theirs).norm() / theirs.norm())
+    return float(((ours - theirs).norm() / theirs.norm()).detach())
 
 
 def assert_same_features(model: Backbone, theirs: nn.Module, images: Tensor, tolerance: float = 1e-5) -> None:
@@ -266,9 +267,16 @@ def wrapped(state: Mapping[str, Tensor], kind: str) -> dict[str, Any]:
     if kind == "first generation":
         student = {f"module.backbone.{name}": t for name, t in state.items()}
         teacher = {f"backbone.{name}": t for name, t in state.items()}
-        return {"student": student, "teacher": {**teacher, "head.mlp.0.weight": torch.zeros(2, 2)}, "epoch": 3}
+        return {
+            "student": student,
+            "teacher": {**teacher, "head.mlp.0.weight": torch.zeros(2, 2)},
+            "epoch": 3,
+            "args": argparse.Namespace(arch="vit_small"),
+        }
     if kind == "compiled":
-        return {name.replace("blocks.1.", "blocks.1._orig_mod._checkpoint_wrapped_module."): t for name, t in state.items()}
+        return {
+            name.replace("blocks.1.", "blocks.1._orig_mod._checkpoint_wrapped_module."): t for name, t in state.items()
+        }
     assert kind == "chunked"
     return {"teacher": {f"backbone.{name.replace('blocks.', 'blocks.0.')}": t for name, t in state.items()}}
 

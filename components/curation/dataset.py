@@ -1,0 +1,161 @@
+"""The curated dataset as files: its tables and description are written here, and opened and checked here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.curation.shards import Place, Sample, shard_name
+from foundry.errors import UserError
+from foundry.settings import canonical_json
+from foundry.storage import write_atomically
+
+if TYPE_CHECKING:
+    from pyarrow import Schema, Table
+
+SCHEMA = 1
+"""Version of the curated dataset's layout."""
+SHARDS = "shards"
+
+
+def samples_schema() -> Schema:
+    """Columns of ``samples.parquet``."""
+    import pyarrow as arrow
+
+    return arrow.schema(
+        [
+            ("key", arrow.string()),
+            ("shard", arrow.string()),
+            ("offset", arrow.int64()),
+            ("length", arrow.int64()),
+            ("ext", arrow.string()),
+            ("width", arrow.int32()),
+            ("height", arrow.int32()),
+            ("sha256", arrow.string()),
+            ("source", arrow.string()),
+            ("cluster", arrow.string()),
+            ("weight", arrow.float64()),
+            ("kept_because", arrow.string()),
+        ]
+    )
+
+
+def rejected_schema() -> Schema:
+    """Columns of ``rejected.parquet``."""
+    import pyarrow as arrow
+
+    return arrow.schema([(name, arrow.string()) for name in ("path", "reason", "detail", "of", "sha256")])
+
+
+def samples_table(
+    samples: Sequence[Sample],
+    places: Sequence[Place],
+    clusters: Sequence[str],
+    weights: Sequence[float],
+    kept_because: Sequence[str],
+) -> Table:
+    """``samples.parquet`` in memory; all arguments in one order."""
+    import pyarrow as arrow
+
+    rows = [
+        {
+            "key": sample.key,
+            "shard": shard_name(place.shard),
+            "offset": place.offset,
+            "length": sample.length,
+            "ext": sample.extension,
+            "width": sample.width,
+            "height": sample.height,
+            "sha256": sample.sha256,
+            "source": sample.source,
+            "cluster": cluster,
+            "weight": weight,
+            "kept_because": because,
+        }
+        for sample, place, cluster, weight, because in zip(
+            samples, places, clusters, weights, kept_because, strict=True
+        )
+    ]
+    return arrow.Table.from_pylist(rows, schema=samples_schema())
+
+
+def content_digest(samples: Table) -> str:
+    """The digest that names a dataset: sha256 over the rows (key, image sha256, source, cluster, weight) as canonical
+    JSON, one a line, sorted by key. Neither Parquet bytes nor the layout of shards count."""
+    columns = [samples[name].to_pylist() for name in ("key", "sha256", "source", "cluster", "weight")]
+    digest = hashlib.sha256()
+    for row in sorted(zip(*columns, strict=True)):
+        digest.update(canonical_json(list(row)).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def write_table(table: Table, path: Path) -> None:
+    """Write a Parquet file atomically; equal tables give equal bytes under one version of pyarrow."""
+    from pyarrow import BufferOutputStream, parquet
+
+    buffer = BufferOutputStream()
+    parquet.write_table(table, buffer, compression="zstd")
+    write_atomically(path, buffer.getvalue().to_pybytes())
+
+
+def write_description(folder: Path, counts: Mapping[str, Any], digests: Mapping[str, str], curation: Mapping[str, Any]) -> None:
+    """Write ``dataset.json``: what makes the folder a curated dataset, so it comes last."""
+    document = {"schema": SCHEMA, "counts": dict(counts), "digests": dict(digests), "curation": dict(curation)}
+    write_atomically(folder / "dataset.json", json.dumps(document, indent=2, sort_keys=True) + "\n")
+
+
+@dataclass(frozen=True)
+class CuratedDataset:
+    """A curated dataset in a local folder, opened to be looked at or checked. Training reads with its own reader."""
+
+    folder: Path
+    description: dict[str, Any]
+    samples: Table
+    rejected: Table
+
+    @classmethod
+    def open(cls, folder: Path) -> CuratedDataset:
+        """Read the tables and check them against ``dataset.json``: schema version, columns, counts and digest.
+
+        Raises :class:`UserError` naming what does not fit.
+        """
+        from pyarrow import parquet
+
+        try:
+            description = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+            samples = parquet.read_table(folder / "samples.parquet")
+            rejected = parquet.read_table(folder / "rejected.parquet")
+        except FileNotFoundError as error:
+            raise UserError(f"{folder}: not a curated dataset ({Path(error.filename).name} is missing)") from None
+        if description.get("schema") != SCHEMA:
+            raise UserError(f"{folder}/dataset.json: schema {description.get('schema')}, this version reads {SCHEMA}")
+        for name, table, schema in (
+            ("samples", samples, samples_schema()),
+            ("rejected", rejected, rejected_schema()),
+        ):
+            if table.schema.names != schema.names:
+                raise UserError(f"{folder}/{name}.parquet: columns {', '.join(table.schema.names)} are not the contract's")
+            if table.num_rows != description["counts"][name]:
+                raise UserError(
+                    f"{folder}/{name}.parquet: {table.num_rows} rows, dataset.json says {description['counts'][name]}"
+                )
+        if content_digest(samples) != description["digests"]["content"]:
+            raise UserError(f"{folder}: samples.parquet does not have the digest that dataset.json names; copy it again")
+        return cls(folder, description, samples, rejected)
+
+    def image(self, row: int) -> bytes:
+        """The encoded bytes of sample number ``row``, by one range read."""
+        values = self.samples.slice(row, 1).to_pylist()[0]
+        with (self.folder / SHARDS / values["shard"]).open("rb") as shard:
+            shard.seek(values["offset"])
+            return shard.read(values["length"])
+
+    def check_images(self) -> None:
+        """Read every image and compare its sha256. Raises :class:`UserError` naming the first that differs."""
+        for row, values in enumerate(self.samples.select(["key", "shard", "sha256"]).to_pylist()):
+            if hashlib.sha256(self.image(row)).hexdigest() != values["sha256"]:
+                raise UserError(f"{self.folder}/{SHARDS}/{values['shard']}: image {values['key']} is damaged; copy it again")

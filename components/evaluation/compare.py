@@ -1,0 +1,208 @@
+"""The evaluation from inputs to files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from components.common.training_step import default_device
+from components.evaluation.config import EvaluationConfig
+from components.evaluation.curated import cluster_sheet, read_facts
+from components.evaluation.curves import plot_run, read_curves
+from components.evaluation.gallery import draw, images_to_show
+from components.evaluation.gates import (
+    HISTOGRAM,
+    RAW_PIXELS,
+    SCHEMA,
+    Protocol,
+    Verdict,
+    judge,
+)
+from components.evaluation.measure import Examination, Examiner, Material
+from components.evaluation.pictures import pca_tiles
+from components.evaluation.report import Content, RunSummary, render
+from components.evaluation.subjects import Subject, describe_network, find_subjects, read_champions
+from foundry.errors import UserError
+from foundry.images import Preprocessing
+from foundry.progress import Progress
+from foundry.storage import is_local, local_path, write_atomically
+from training.data.evaluation_set import EvaluationSet
+from training.data.shards import ShardDataset
+from training.models.interchange import load_export
+
+RUNS = (("pretrained", "Pretraining"), ("refined", "Refinement"), ("students", "Distillation"))
+"""Inputs that are training runs, and their headings."""
+
+
+def compare(config: EvaluationConfig, inputs: Mapping[str, str], output: Path) -> dict[str, Any]:
+    """Measure every network, write all files of the result and return its main figures."""
+    champions = read_champions(inputs.get("champion", ""))
+    subjects = find_subjects(inputs, champions)
+    if not is_local(inputs["dataset"]):
+        raise UserError(f"{inputs['dataset']}: evaluation reads the curated dataset from a local folder")
+    folder = local_path(inputs["dataset"])
+    dataset = ShardDataset(str(folder))
+    evaluation = EvaluationSet.open(inputs["evaluation"]) if inputs.get("evaluation") else None
+    material = Material(config, dataset, evaluation)
+    device = default_device() if config.device == "auto" else config.device
+    examiner = Examiner(material, device)
+    shown = images_to_show(material, config.pictures)
+
+    found: dict[str, Examination] = {}
+    colours: dict[str, list[np.ndarray]] = {}
+    first: tuple[Preprocessing, int] | None = None
+    with Progress("evaluation", len(subjects) + 2, "networks") as progress:
+        for subject in subjects:
+            model, preprocessing = load_export(subject.export)
+            model = model.eval().to(device)
+            found[subject.name] = examiner.examine(model, preprocessing)
+            colours[subject.name] = pca_tiles(model, preprocessing, shown, device)
+            first = first or (preprocessing, found[subject.name].details["patch_grid"])
+            progress.advance(note=subject.name)
+        assert first is not None
+        for name in (RAW_PIXELS, HISTOGRAM):
+            found[name] = examiner.examine_baseline(name, *first)
+            progress.advance(note=name)
+
+    protocol: Protocol = "classification" if material.names else "segmentation" if material.masks else "label-free"
+    measures = {name: each.measures for name, each in found.items()}
+    verdict = judge(subjects, measures, protocol, config.gates)
+    networks = {subject.name: describe_network(subject.export) for subject in subjects}
+    runs = [_run_summary(Path(inputs[name]), title, found, protocol) for name, title in RUNS]
+    facts = read_facts(folder)
+    pictures = draw(config, material, subjects, found, colours, shown, protocol, cluster_sheet(dataset, facts))
+    evaluated = _describe_evaluation(evaluation, material)
+    content = Content(
+        verdict=verdict,
+        subjects=subjects,
+        networks=networks,
+        found=found,
+        runs=runs,
+        pictures=pictures,
+        facts=facts,
+        evaluation=evaluated,
+        lineage=_lineage(inputs, evaluated),
+        neighbours=config.neighbours,
+    )
+    _write(output, content, champions={name: _champion_record(each) for name, each in champions.items()})
+    return _figures(verdict, subjects, measures)
+
+
+def _run_summary(run: Path, title: str, found: Mapping[str, Examination], protocol: Protocol) -> RunSummary:
+    recipe: dict[str, Any] = {}
+    if (run / "recipe.yaml").is_file():
+        recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    lines = {}
+    if protocol == "classification":
+        lines = {name: found[name].measures["knn_top1"] for name in (RAW_PIXELS, HISTOGRAM)}
+    return RunSummary(title, recipe, plot_run(read_curves(run), lines))
+
+
+def _describe_evaluation(evaluation: EvaluationSet | None, material: Material) -> dict[str, Any] | None:
+    if evaluation is None:
+        return None
+    return {
+        "url": evaluation.url,
+        "digest": evaluation.digest(),
+        "classes": list(material.classes),
+        "train": len(material.names.get("train", [])),
+        "test": len(material.names.get("test", [])),
+        "train_masks": len(material.masks.get("train", [])),
+        "test_masks": len(material.masks.get("test", [])),
+    }
+
+
+def _lineage(inputs: Mapping[str, str], evaluation: Mapping[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:
+    """What each input's manifest says of itself; an input without one (a folder made by hand) is named only."""
+    rows: list[tuple[str, dict[str, Any]]] = []
+    for name in ("dataset", *(name for name, _ in RUNS)):
+        manifest = Path(inputs[name]) / "manifest.json"
+        facts: dict[str, Any] = {"folder": inputs[name]}
+        if manifest.is_file():
+            document = json.loads(manifest.read_text(encoding="utf-8"))
+            git = document.get("git") or {}
+            facts = {
+                "step": document.get("step"),
+                "fingerprint": document.get("fingerprint"),
+                "digest": document.get("digest"),
+                "made": document.get("started"),
+                "git_commit": git.get("commit"),
+                "uncommitted_changes": git.get("dirty_digest"),
+                **{f"from_{key}": row.get("digest") for key, row in (document.get("inputs") or {}).items()},
+            }
+        rows.append((name, facts))
+    if evaluation is not None:
+        rows.append(("evaluation", {"url": evaluation["url"], "digest": evaluation["digest"]}))
+    return rows
+
+
+def _champion_record(champion: Any) -> dict[str, str]:
+    record = asdict(champion)
+    return {name: str(record[name]) for name in ("model", "version", "digest")}
+
+
+def _write(output: Path, content: Content, champions: Mapping[str, Any]) -> None:
+    pictures = content.pictures
+    plots = {"headline": pictures.bars, "pca": pictures.pca}
+    if pictures.segmentation is not None:
+        plots["segmentation"] = pictures.segmentation
+    if pictures.clusters is not None:
+        plots["clusters"] = pictures.clusters
+    for subject in content.subjects:
+        if subject.title in pictures.neighbours:
+            plots[f"neighbours-{subject.name}"] = pictures.neighbours[subject.title]
+    for run in content.runs:
+        if run.curves is not None:
+            plots[f"curves-{run.title.lower()}"] = run.curves
+    for name, png in plots.items():
+        write_atomically(output / "plots" / f"{name}.png", png)
+    models = {}
+    for subject in content.subjects:
+        models[subject.name] = {
+            "title": subject.title,
+            "kind": subject.kind,
+            "student": subject.student or None,
+            "random": subject.random or None,
+            **content.networks[subject.name],
+        }
+    document = {
+        "schema": SCHEMA,
+        "protocol": content.verdict.protocol,
+        "evaluation": content.evaluation,
+        "dataset": {"kept": content.facts.kept, "rejected": content.facts.rejected},
+        "champions": champions,
+        "models": models,
+        "measures": {name: each.measures for name, each in content.found.items()},
+        "details": {name: each.details for name, each in content.found.items()},
+        "per_class": {name: each.per_class for name, each in content.found.items() if each.per_class},
+    }
+    write_atomically(output / "metrics.json", _json(document))
+    write_atomically(output / "verdict.json", _json(content.verdict.document()))
+    write_atomically(output / "report.html", render(content))
+
+
+def _json(document: Any) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _figures(
+    verdict: Verdict, subjects: Sequence[Subject], measures: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
+    """What the step returns: flat names ``<network>/<measure>``, the verdict and its sentence."""
+    names = [*(subject.name for subject in subjects), RAW_PIXELS, HISTOGRAM]
+    figures: dict[str, Any] = {
+        "passed": verdict.passed,
+        "summary": verdict.summary,
+        "protocol": verdict.protocol,
+        "promotable": [name for name, judgement in verdict.students.items() if judgement.passed],
+    }
+    for name in names:
+        for measure, value in measures[name].items():
+            figures[f"{name.replace(' ', '_')}/{measure}"] = round(value, 6)
+    return figures

@@ -1,0 +1,129 @@
+"""Curves of the training runs and the bar chart of the report, as PNG bytes."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Curve = tuple[list[int], list[float]]
+"""Steps and values."""
+
+_COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#db2777", "#4b5563")
+_LOSSES = ("loss", "dino_global", "dino_local", "ibot", "koleo", "gram")
+_HEALTH = ("target_entropy", "prototype_use")
+_OWNERS = {"knn_top1": "teacher", "feature_rank": "student"}
+"""Of a panel with one curve: whose it is, where no student's name stands in front."""
+
+
+def read_curves(run: Path) -> dict[str, Curve]:
+    """Every numeric series of ``metrics.jsonl`` of a run folder by name; empty where there is no such file.
+
+    A half-written last line and values that were not finite (null) are left out.
+    """
+    path = run / "metrics.jsonl"
+    curves: dict[str, Curve] = {}
+    if not path.is_file():
+        return curves
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+            step = int(row["step"])
+        except (ValueError, KeyError, TypeError):
+            continue
+        for name, value in row.items():
+            if name not in ("step", "time") and isinstance(value, (int, float)) and not isinstance(value, bool):
+                steps, values = curves.setdefault(name, ([], []))
+                steps.append(step)
+                values.append(float(value))
+    return curves
+
+
+def _with_last_part(curves: Mapping[str, Curve], names: Sequence[str]) -> dict[str, Curve]:
+    """The curves whose name, after the prefix of a student (``vit/ibot``), is one of ``names``, in that order."""
+    ordered = sorted(curves, key=lambda name: (name.split("/")[:-1], _rank(name, names)))
+    return {name: curves[name] for name in ordered if name.split("/")[-1] in names and not name.startswith("gradient")}
+
+
+def _rank(name: str, names: Sequence[str]) -> int:
+    last = name.split("/")[-1]
+    return names.index(last) if last in names else len(names)
+
+
+def plot_run(curves: Mapping[str, Curve], baselines: Mapping[str, float]) -> bytes | None:
+    """One row of panels: losses, k-NN over steps (with ``baselines`` as dashed lines), health. None without curves."""
+    panels = [
+        ("Losses", _with_last_part(curves, _LOSSES), {}),
+        ("k-NN top-1 (%)", _with_last_part(curves, ("knn_top1",)), baselines),
+        ("Feature rank", _with_last_part(curves, ("feature_rank",)), {}),
+        ("Target entropy, prototype use", _with_last_part(curves, _HEALTH), {}),
+    ]
+    shown = [panel for panel in panels if panel[1]]
+    if not shown:
+        return None
+    figure = _figure(4.1 * len(shown), 3.0)
+    for number, (title, series, lines) in enumerate(shown, start=1):
+        axes = figure.add_subplot(1, len(shown), number)
+        factor = 100.0 if title.startswith("k-NN") else 1.0
+        for (name, (steps, values)), colour in zip(series.items(), _repeated(len(series)), strict=True):
+            marker = "o" if len(steps) < 12 else None
+            shown_values = [factor * value for value in values]
+            axes.plot(steps, shown_values, color=colour, label=_label(name), linewidth=1.6, marker=marker, ms=3)
+        for style, (name, value) in zip((":", "--", "-."), lines.items(), strict=False):
+            axes.axhline(factor * value, color="#6b7280", linestyle=style, linewidth=1.1, label=name)
+        _dress(axes, title, "step")
+        axes.legend(fontsize=7, frameon=False, loc="best")
+    return _png(figure)
+
+
+def _label(name: str) -> str:
+    *student, last = name.split("/")
+    if last in _OWNERS:
+        return "/".join(student) or _OWNERS[last]
+    return " ".join([*student, last.replace("_", " ")])
+
+
+def plot_bars(rows: Sequence[tuple[str, str, float]], unit: str) -> bytes:
+    """Horizontal bars of (title, kind, value): trained networks blue, champions amber, the rest grey."""
+    colours = {"teacher": "#1d4ed8", "student": "#2563eb", "champion": "#d97706"}
+    figure = _figure(8.2, 0.34 * len(rows) + 0.7)
+    axes = figure.add_subplot(1, 1, 1)
+    positions = list(range(len(rows)))[::-1]
+    axes.barh(positions, [row[2] for row in rows], color=[colours.get(row[1], "#9ca3af") for row in rows], height=0.68)
+    for position, (_, _, value) in zip(positions, rows, strict=True):
+        axes.text(value, position, f" {value:.1f}", va="center", fontsize=8, color="#111827")
+    axes.set_yticks(positions, [row[0] for row in rows], fontsize=8)
+    axes.set_xlim(0, max(max(row[2] for row in rows) * 1.12, 1e-6))
+    _dress(axes, "", unit)
+    axes.grid(False, axis="y")
+    return _png(figure)
+
+
+def _repeated(count: int) -> list[str]:
+    return [_COLOURS[index % len(_COLOURS)] for index in range(count)]
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _dress(axes: Any, title: str, xlabel: str) -> None:
+    axes.set_title(title, fontsize=9.5, loc="left", color="#111827")
+    axes.set_xlabel(xlabel, fontsize=8, color="#374151")
+    axes.tick_params(labelsize=8, colors="#374151")
+    axes.grid(True, color="#e5e7eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color("#9ca3af")
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    return buffer.getvalue()

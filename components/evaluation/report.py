@@ -1,0 +1,364 @@
+"""report.html: everything a release owner wants to see before moving an alias, in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from components.evaluation.curated import CuratedFacts
+from components.evaluation.gates import HISTOGRAM, RAW_PIXELS, Judgement, Verdict, headline_measure, show
+from components.evaluation.html import (
+    Cell,
+    Markup,
+    Row,
+    Section,
+    code,
+    figure,
+    join,
+    number,
+    page,
+    paragraph,
+    table,
+    text,
+)
+from components.evaluation.measure import MEASURES, Examination
+from components.evaluation.pictures import PALETTE
+from components.evaluation.subjects import Subject
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A training run as the report shows it."""
+
+    title: str
+    recipe: Mapping[str, Any]
+    """recipe.yaml; empty where the run has none."""
+    curves: bytes | None
+    """PNG."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """PNGs of the report; None or empty where there is nothing to show."""
+
+    bars: bytes
+    pca: bytes
+    segmentation: bytes | None
+    mask_classes: Sequence[tuple[int, str]]
+    """(index, name) of the classes in the segmentation picture."""
+    neighbours: Mapping[str, bytes]
+    """Title of the network -> sheet."""
+    neighbour_note: str
+    clusters: bytes | None
+
+
+@dataclass(frozen=True)
+class Content:
+    """What :func:`render` turns into a page."""
+
+    verdict: Verdict
+    subjects: Sequence[Subject]
+    networks: Mapping[str, Mapping[str, Any]]
+    """Subject -> architecture, parameters, input_side, sha256."""
+    found: Mapping[str, Examination]
+    """Subject, ``raw pixels`` or ``colour histogram`` -> what was measured."""
+    runs: Sequence[RunSummary]
+    pictures: Pictures
+    facts: CuratedFacts
+    evaluation: Mapping[str, Any] | None
+    """url, digest and counts of the labelled set; None without labels."""
+    lineage: Sequence[tuple[str, Mapping[str, Any]]]
+    """Input -> step, fingerprint, digest, git commit ..."""
+    neighbours: int
+    """k of the k-NN."""
+
+
+def render(content: Content) -> str:
+    """The HTML document."""
+    sections = [
+        Section("results", "Results", _results(content)),
+        Section("gates", "Gates", _gates(content)),
+        Section("training", "Training", _training(content)),
+        Section("features", "Patch features", _features(content)),
+        Section("neighbours", "Nearest neighbours", _neighbours(content)),
+        Section("classes", "Classes", _classes(content)),
+        Section("dataset", "Dataset", _dataset(content)),
+        Section("lineage", "Lineage", _lineage(content)),
+        Section("protocols", "How this was measured", _protocols(content)),
+    ]
+    return page("DINO Foundry: evaluation report", _head(content), [each for each in sections if each.body])
+
+
+def _head(content: Content) -> Markup:
+    verdict = content.verdict
+    state = "passed" if verdict.passed else "failed"
+    title = "Passed" if verdict.passed else "Not passed"
+    cards = _cards(content)
+    return Markup(
+        f"<h1>Evaluation report</h1>\n{paragraph(_protocol_line(content), 'note')}\n"
+        f'<div class="verdict {state}"><strong>{title}</strong>{text(verdict.summary)}</div>\n'
+        f'<div class="cards">{cards}</div>'
+    )
+
+
+def _protocol_line(content: Content) -> str:
+    used = {
+        "classification": "Labelled protocols were used for the gates; label-free measures are shown beside them.",
+        "segmentation": "Masks were given, but no class labels: segmentation and label-free measures gate.",
+        "label-free": "No labels were given: only label-free protocols were used.",
+    }
+    return used[content.verdict.protocol]
+
+
+def _cards(content: Content) -> Markup:
+    facts, evaluation = content.facts, content.evaluation
+    parts = [(f"{facts.kept:,}", f"images learned from, {facts.found:,} files in the pool")]
+    measure = headline_measure(content.verdict.protocol)
+    for subject in content.subjects:
+        if subject.kind == "student" or subject.name == "refined":
+            value = content.found[subject.name].measures[measure]
+            random = content.found[subject.random].measures[measure]
+            parts.append(
+                (
+                    show(measure, value),
+                    f"{subject.title}: {MEASURES[measure].sentence}; untrained {show(measure, random)}",
+                )
+            )
+    if evaluation is not None:
+        parts.append((f"{evaluation['test']:,}", f"labelled test images, {evaluation['train']:,} train"))
+    return Markup("".join(f'<div class="card"><b>{text(top)}</b><span>{text(low)}</span></div>' for top, low in parts))
+
+
+def _columns(content: Content) -> list[str]:
+    return [name for name in MEASURES if any(name in each.measures for each in content.found.values())]
+
+
+def _results(content: Content) -> Markup:
+    columns = _columns(content)
+    compared = [subject.name for subject in content.subjects if subject.kind != "random"]
+    best = {
+        column: max((content.found[name].measures.get(column, float("-inf")) for name in compared), default=0.0)
+        for column in columns
+    }
+    head: list[object] = ["Network", "Architecture", number("Parameters"), number("Input")]
+    head += [number(MEASURES[column].title) for column in columns]
+    rows = []
+    previous = None
+    for subject in content.subjects:
+        network = content.networks[subject.name]
+        group = "teacher" if not subject.name.startswith("student-") else subject.name.split("-")[1]
+        cells: list[object] = [
+            subject.title,
+            network["architecture"],
+            number(f"{network['parameters'] / 1e6:.2f} M"),
+            number(f"{network['input_side']} px"),
+        ]
+        for column in columns:
+            value = content.found[subject.name].measures.get(column)
+            top = value is not None and value == best[column] and subject.kind != "random"
+            cells.append(_value(column, value, "best" if top else ""))
+        first = "first" if group != previous and previous is not None else ""
+        rows.append(Row(cells, f"{subject.kind} {first}".strip()))
+        previous = group
+    for position, name in enumerate((RAW_PIXELS, HISTOGRAM)):
+        cells = [name.capitalize(), "no network", number("–"), number("–")]
+        cells += [_value(column, content.found[name].measures.get(column)) for column in columns]
+        rows.append(Row(cells, "baseline first" if position == 0 else "baseline"))
+    measure = headline_measure(content.verdict.protocol)
+    caption = f"{MEASURES[measure].title} of every row. Grey: random weights and features without a network."
+    note = (
+        "Every trained network stands beside the same network with random weights, the export of its own run before "
+        "the first step. Accuracies, recalls and mIoU in per cent; the best trained network of a column in bold."
+    )
+    chart = figure(content.pictures.bars, "bar chart", caption, 860)
+    return join([paragraph(note, "note"), table(head, rows), chart])
+
+
+def _value(measure: str, value: float | None, css: str = "") -> Cell:
+    if value is None:
+        return number("–")
+    scaled = 100 * value if MEASURES[measure].share else value
+    return number(f"{scaled:.1f}", css)
+
+
+def _gates(content: Content) -> Markup:
+    parts = []
+    titles = {
+        subject.student or subject.name: subject.title for subject in content.subjects if subject.kind != "random"
+    }
+    judged: list[tuple[str, Judgement]] = [*content.verdict.teachers.items(), *content.verdict.students.items()]
+    for name, judgement in judged:
+        rows = []
+        for gate in judgement.gates:
+            state = (
+                Markup('<span class="ok">passed</span>') if gate.passed else Markup('<span class="no">failed</span>')
+            )
+            rows.append(
+                [
+                    code(gate.name),
+                    number(f"{gate.measured:.4g}"),
+                    number(f"{'≥' if gate.comparison == '>=' else '>'} {gate.bound:.4g}"),
+                    state,
+                    gate.explanation[0].upper() + gate.explanation[1:],
+                ]
+            )
+        word = "passed" if judgement.passed else "not passed"
+        parts.append(Markup(f"<h3>{text(titles.get(name, name))}: {word}</h3>"))
+        parts.append(table(["Gate", number("Measured"), number("Bound"), "Result", "In words"], rows))
+    return join(parts)
+
+
+def _training(content: Content) -> Markup:
+    parts = []
+    for run in content.runs:
+        parts.append(Markup(f"<h3>{text(run.title)}</h3>"))
+        parts.append(paragraph(_recipe_line(run.recipe), "note"))
+        if run.curves is None:
+            parts.append(paragraph("This run left no metrics.jsonl.", "note"))
+        else:
+            parts.append(figure(run.curves, f"curves of {run.title}"))
+    return join(parts)
+
+
+def _recipe_line(recipe: Mapping[str, Any]) -> str:
+    if not recipe:
+        return "No recipe.yaml."
+    shown = [f"recipe {recipe.get('name')}", f"{recipe.get('steps')} steps of {recipe.get('batch')} images"]
+    crops = recipe.get("crops") or {}
+    if crops:
+        local = (
+            f", {crops.get('local_count')} local of {crops.get('local_size')} px" if crops.get("local_count") else ""
+        )
+        shown.append(f"2 global crops of {crops.get('global_size')} px{local}")
+    weights = {name: value for name, value in (recipe.get("losses") or {}).items() if name != "koleo_group" and value}
+    if weights:
+        shown.append("losses " + ", ".join(f"{name} {value:g}" for name, value in weights.items()))
+    shown.append(f"seed {recipe.get('seed')}")
+    return "; ".join(shown) + "."
+
+
+def _features(content: Content) -> Markup:
+    pictures = content.pictures
+    note = (
+        "The first three principal components of each network's patch features as red, green and blue, one PCA for all "
+        "images of a column: equal colours mean similar patches. Networks see the images at twice their usual side."
+    )
+    parts = [paragraph(note, "note"), figure(pictures.pca, "PCA of patch features")]
+    if pictures.segmentation is not None:
+        chips = "".join(
+            f'<span><i style="background:rgb({r},{g},{b})"></i>{text(name)}</span>'
+            for index, name in pictures.mask_classes
+            for r, g, b in [PALETTE[index % len(PALETTE)]]
+        )
+        parts += [
+            Markup("<h3>Segmentation by a linear head</h3>"),
+            paragraph(
+                "Test images, their masks (white: not scored) and what a linear head reads from frozen patches.", "note"
+            ),
+            Markup(f'<div class="legend">{chips}</div>'),
+            figure(pictures.segmentation, "segmentations"),
+        ]
+    return join(parts)
+
+
+def _neighbours(content: Content) -> Markup:
+    blocks = "".join(
+        f"<div><h3>{text(title)}</h3>{figure(png, f'nearest neighbours by {title}')}</div>"
+        for title, png in content.pictures.neighbours.items()
+    )
+    return join([paragraph(content.pictures.neighbour_note, "note"), Markup(f'<div class="side">{blocks}</div>')])
+
+
+def _classes(content: Content) -> Markup:
+    columns: list[tuple[str, Mapping[str, float]]] = [
+        (subject.title, content.found[subject.name].per_class) for subject in content.subjects
+    ]
+    columns += [(name.capitalize(), content.found[name].per_class) for name in (RAW_PIXELS, HISTOGRAM)]
+    names = list(columns[0][1])
+    if not names:
+        return Markup("")
+    rows = [
+        [name, *(_heat(values.get(name, 0.0)) for _, values in columns)]
+        for name in sorted(names, key=lambda name: -max(values.get(name, 0.0) for _, values in columns))[:60]
+    ]
+    note = f"Share of each class's test images that {content.neighbours}-NN classifies rightly, in per cent."
+    if len(names) > 60:
+        note += f" The 60 best of {len(names)} classes."
+    head = ["Class", *(Cell(title, style="text-align:center") for title, _ in columns)]
+    return join([paragraph(note, "note"), table(head, rows)])
+
+
+def _heat(value: float) -> Cell:
+    shade = f"background:rgba(37,99,235,{0.62 * value:.2f})"
+    return Cell(f"{100 * value:.0f}", "heat", shade)
+
+
+def _dataset(content: Content) -> Markup:
+    facts = content.facts
+    rows = [["Files in the pool", number(f"{facts.found:,}")], ["Kept", number(f"{facts.kept:,}")]]
+    rows += [[f"Rejected: {reason}", number(f"{count:,}")] for reason, count in facts.rejected.items()]
+    parts = [table(["", number("Files")], rows)]
+    digests = facts.description.get("digests") or {}
+    if digests:
+        parts.append(table(["Digest", ""], [[name, code(value)] for name, value in digests.items() if value]))
+    if content.pictures.clusters is not None:
+        count = len(facts.clusters)
+        caption = f"Some of the {count:,} clusters, a column each, from large to small."
+        parts.append(figure(content.pictures.clusters, "clusters of the dataset", caption))
+    return join(parts)
+
+
+def _lineage(content: Content) -> Markup:
+    rows = []
+    for name, facts in content.lineage:
+        known = [
+            (key.replace("_", " "), value) for key, value in facts.items() if value not in (None, "") and key != "name"
+        ]
+        lines = "<br>".join(f"{text(key)} {code(value)}" for key, value in known)
+        rows.append([name, Markup(lines)])
+    for subject in content.subjects:
+        rows.append([subject.title, Markup(f"weights sha256 {code(content.networks[subject.name]['sha256'])}")])
+    return table(["Input", "What it was"], rows)
+
+
+def _protocols(content: Content) -> Markup:
+    lines = [
+        (
+            "k-NN top-1",
+            f"Weighted {content.neighbours}-NN on L2-normalised embeddings, votes exp(cosine / 0.07); train images are "
+            "the bank, test images the queries.",
+        ),
+        (
+            "Linear top-1",
+            "A linear classifier on the embedding, or on embedding and mean patch; learning rate and features chosen "
+            "on a held-out fifth of the train images, fitted again on all of them; the test images are used once.",
+        ),
+        (
+            "Segm. mIoU",
+            "BatchNorm and a 1x1 convolution on frozen patch features, bilinear upsampling; mean IoU over the classes "
+            "of the test masks. Images are shown whole, resized to the network's square.",
+        ),
+        (
+            "Copy retrieval",
+            "Share of images whose second view (another crop, mirrored, other colours, blurred) is the nearest of all "
+            "second views.",
+        ),
+        (
+            "Feature rank",
+            "exp of the entropy of the normalised singular values of the embeddings (RankMe); 1 is collapse.",
+        ),
+        (
+            "Patch coherence",
+            "Probability that a patch is more similar to the patch at its own place in another view than to another "
+            "patch there; 50 % is chance.",
+        ),
+    ]
+    used = {MEASURES[column].title for column in _columns(content)}
+    rows = [[name, words] for name, words in lines if name in used]
+    baselines = paragraph(
+        "Raw pixels: a 16 x 16 thumbnail minus its mean. Colour histogram: 8 x 8 x 8 joint RGB bins, compared by the "
+        "Hellinger kernel. For dense measures both are taken of each cell of the teacher's patch grid.",
+        "note",
+    )
+    return join([table(["Measure", "Protocol"], rows), baselines])

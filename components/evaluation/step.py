@@ -1,0 +1,52 @@
+"""Measure teacher, students, the same networks untrained and two baselines in one table; report and verdict."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from components.common.step import InputSpec, Step
+from components.common.training_step import DATASET, accelerator_name, default_device
+from components.evaluation.config import EvaluationConfig
+
+
+def run(config: EvaluationConfig, inputs: Mapping[str, str], output: Path) -> dict[str, Any]:
+    """Write ``report.html``, ``metrics.json``, ``verdict.json`` and ``plots/`` into ``output``."""
+    from components.evaluation.compare import compare
+
+    return compare(config, inputs, output)
+
+
+def environment(config: EvaluationConfig) -> dict[str, Any]:
+    """Fingerprint facts: what the networks run on, and the versions that decide figures and pictures."""
+    return {
+        "device": config.device if config.device != "auto" else default_device(),
+        "accelerator": accelerator_name() if config.device != "cpu" else None,
+        **{name: importlib.metadata.version(name) for name in ("torch", "pillow", "matplotlib")},
+    }
+
+
+STEP = Step(
+    name="evaluation",
+    summary="Measure teacher and students beside untrained networks and baselines; write a report and a verdict.",
+    config=EvaluationConfig,
+    inputs=(
+        DATASET,
+        InputSpec("pretrained", "training run: the result of pretraining"),
+        InputSpec("refined", "training run: the result of refinement"),
+        InputSpec("students", "training run with students/: the result of distillation"),
+        InputSpec("evaluation", "labelled images or masks: folder, archive or URL", required=False, kind="url"),
+        InputSpec(
+            "champion",
+            "JSON of the registered champions, or the path of such a file (docs/evaluation.md)",
+            required=False,
+            kind="text",
+        ),
+    ),
+    run=run,
+    code=("components.evaluation",),
+    environment=environment,
+    disk_bytes=lambda *_: 64 << 20,
+)

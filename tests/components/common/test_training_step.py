@@ -1,0 +1,165 @@
+"""The three training steps, run for real on a few small images: two processes, a chain of results."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from components.common.execution import Outcome, execute
+from components.common.fingerprint import fingerprint_of
+from components.common.manifest import read_manifest
+from components.common.step import Step
+from components.common.store import Store
+from components.common.training_step import TRANSIENT, TrainingConfig, training_environment
+from components.distillation.step import STEP as DISTILLATION
+from components.pretraining.step import STEP as PRETRAINING
+from components.refinement.step import STEP as REFINEMENT
+from foundry.errors import UserError
+from foundry.settings import Settings
+
+TINY_VIT = {"arch": "vit", "dim": 32, "depth": 1, "heads": 2, "patch_size": 16, "registers": 1}
+TINY_CONVNEXT = {"arch": "convnext", "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}
+TINY_HEADS = {name: {"prototypes": 32, "hidden": 16, "bottleneck": 8} for name in ("dino", "ibot")}
+TINY = {
+    "steps": 4,
+    "batch": 16,
+    "workers": 0,
+    "crops": {"global_size": 32, "local_size": 16, "local_count": 2},
+    "heads": TINY_HEADS,
+    "cadence": {"log": 2, "checkpoint": 2, "evaluate": 0},
+}
+
+
+def write_dataset(config: Settings, inputs: object, output: Path) -> dict[str, int]:
+    """A curated dataset of 24 small images, by the contract's words."""
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+    from PIL import Image
+
+    rows = []
+    draw = np.random.default_rng(0)
+    (output / "shards").mkdir()
+    with tarfile.open(output / "shards" / "shard-000000.tar", "w") as shard:
+        for number in range(24):
+            buffer = io.BytesIO()
+            Image.fromarray(draw.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(buffer, "JPEG")
+            info = tarfile.TarInfo(f"{number:06d}.jpg")
+            info.size = buffer.tell()
+            offset = shard.offset + 512
+            shard.addfile(info, io.BytesIO(buffer.getvalue()))
+            rows.append({"key": f"{number:06d}", "shard": "shard-000000.tar", "offset": offset, "length": info.size})
+    parquet.write_table(arrow.Table.from_pylist([{**row, "weight": 1.0} for row in rows]), output / "samples.parquet")
+    (output / "dataset.json").write_text(json.dumps({"schema": 1, "digests": {"content": "0" * 64}}))
+    return {"images": 24}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("training") / "store")
+
+
+@pytest.fixture(scope="module")
+def dataset(store: Store) -> Outcome:
+    step = Step(
+        name="curation",
+        summary="",
+        config=Settings,
+        inputs=(),
+        run=write_dataset,
+        code=("foundry.errors",),
+        tracked=False,
+    )
+    return execute(step, Settings(), {}, store=store)
+
+
+def train(step: Step, store: Store, inputs: dict[str, str], **overrides: object) -> Outcome:
+    config = step.config(processes=2, overrides={**TINY, **overrides})
+    return execute(step, config, inputs, store=store)
+
+
+@pytest.fixture(scope="module")
+def pretrained(store: Store, dataset: Outcome) -> Outcome:
+    return train(PRETRAINING, store, {"dataset": str(dataset.path)}, model=TINY_VIT)
+
+
+def test_pretraining_gives_a_run_folder(pretrained: Outcome, dataset: Outcome, store: Store) -> None:
+    run = pretrained.path
+    assert pretrained.metrics["steps"] == 4 and pretrained.metrics["loss"] > 0
+    assert (run / "export" / "latest").read_text().strip() == "step-000000004"
+    assert {path.name for path in (run / "export").iterdir()} == {"step-000000000", "step-000000004", "latest"}
+    assert [path.name for path in (run / "checkpoints").iterdir() if path.is_dir()] == ["step-000000004"]
+    assert {"recipe.yaml", "metrics.jsonl", "events.jsonl"} <= {path.name for path in run.iterdir()}
+    assert list((run / "logs").glob("*/ranks/*/attempt_0/1/stderr.log"))
+    manifest = read_manifest(run)
+    assert manifest.environment["world_size"] == 2 and manifest.environment["recipe"]["steps"] == 4
+    again = train(PRETRAINING, store, {"dataset": str(dataset.path)}, model=TINY_VIT, workers=1)
+    assert again.reused  # loader workers do not change what is learned
+
+
+@pytest.mark.slow
+def test_refinement_and_distillation_start_from_a_result(pretrained: Outcome, dataset: Outcome, store: Store) -> None:
+    inputs = {"dataset": str(dataset.path), "teacher": str(pretrained.path)}
+    refined = train(REFINEMENT, store, inputs, crops={**TINY["crops"], "gram_size": 64})
+    assert refined.metrics["gram"] >= 0
+    students = [{"name": "vit", "model": TINY_VIT}, {"name": "convnext", "model": TINY_CONVNEXT}]
+    distilled = train(DISTILLATION, store, {**inputs, "teacher": str(refined.path)}, students=students)
+    for name in ("vit", "convnext"):
+        assert (distilled.path / "students" / name / "export" / "step-000000004" / "model.safetensors").is_file()
+    assert read_manifest(distilled.path).inputs["teacher"].fingerprint == refined.fingerprint
+
+
+def test_an_error_of_training_is_the_steps_error(pretrained: Outcome, store: Store, tmp_path: Path) -> None:
+    """A result that is no dataset: the training processes say so, in one line."""
+    with pytest.raises(UserError, match="dataset.json is missing"):
+        train(PRETRAINING, store, {"dataset": str(pretrained.path)}, model=TINY_VIT)
+
+
+def name_of(config: TrainingConfig) -> str:
+    return fingerprint_of(PRETRAINING, config, {}, "code", training_environment(config))
+
+
+def test_what_names_a_training_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from training.recipe import dump_recipe, load_recipe
+
+    base = PRETRAINING.config()
+    same_words = tmp_path / "copy.yaml"
+    same_words.write_text(dump_recipe(load_recipe("embedded")))
+    assert name_of(PRETRAINING.config(recipe=str(same_words))) == name_of(base)
+    steps = load_recipe("embedded").steps
+    for same in ({"steps": steps}, {"steps": float(steps)}, {"workers": 1}, {"about": "x"}):
+        assert name_of(PRETRAINING.config(overrides=same)) == name_of(base), same
+    for other in ({"steps": steps + 1}, {"seed": 1}, {"precision": "bf16"}, {"optimiser": {"clip": 1.0}}):
+        assert name_of(PRETRAINING.config(overrides=other)) != name_of(base), other
+    assert name_of(PRETRAINING.config(processes=1)) != name_of(base)
+    monkeypatch.setattr("components.common.training_step.accelerator_name", lambda: "NVIDIA X")
+    assert name_of(base) != name_of(PRETRAINING.config(overrides={"device": "cpu"}))
+
+
+@pytest.mark.parametrize("step", [PRETRAINING, REFINEMENT, DISTILLATION], ids=lambda step: step.name)
+def test_defaults_name_recipes_that_exist_and_settings_in_the_fingerprint_are_resolved(step: Step) -> None:
+    config = step.config()
+    recipe = config.resolved_recipe()
+    stages = {"pretraining": "pretrain", "refinement": "gram", "distillation": "distil"}
+    assert recipe.stage == config.stage == stages[step.name]
+    assert set(TRANSIENT) == {"recipe", "overrides"} and step.transient == TRANSIENT
+    assert "recipe" in step.environment(config)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"overrides": {"optimizer": {}}}, "unknown setting 'optimizer'; did you mean 'optimiser'"),
+        ({"overrides": {"optimiser": {"clipp": 1}}}, "did you mean 'optimiser.clip'"),
+        ({"recipe": "embeded"}, "did you mean 'embedded'"),
+        ({"recipe": "embedded_gram"}, "recipe embedded_gram: is for stage gram"),
+        ({"processes": 5}, "cannot be divided among 5"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_when_the_settings_are_loaded(values: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        PRETRAINING.config(**values)

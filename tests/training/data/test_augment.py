@@ -1,0 +1,122 @@
+import colorsys
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training.data.augment import MultiCrop, colour_jitter, distort, random_area, resize
+from training.data.randomness import Purpose, stream
+from training.recipe import Crops
+
+
+def picture(height=50, width=70, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def test_views_have_the_recipe_s_sizes():
+    views = MultiCrop(Crops(global_size=32, local_size=16, local_count=3, gram_size=64))(picture(), stream(0, Purpose.CROPS))
+    assert views.global_.shape == (2, 32, 32, 3) and views.local.shape == (3, 16, 16, 3)
+    assert views.gram.shape == (2, 64, 64, 3) and views.global_.dtype == np.uint8
+    larger = MultiCrop(Crops(global_size=32, local_size=16, local_count=0), scale=2)(picture(), stream(0, Purpose.CROPS))
+    assert larger.global_.shape == (2, 64, 64, 3) and larger.local.shape == (0, 32, 32, 3) and len(larger.gram) == 0
+
+
+def test_views_are_a_function_of_seed_step_and_slot():
+    crops = MultiCrop(Crops(global_size=32, local_size=16))
+
+    def views(seed, step, slot):
+        return crops(picture(), stream(seed, Purpose.CROPS, step, slot)).global_
+
+    assert np.array_equal(views(1, 2, 3), views(1, 2, 3))
+    others = [views(*place) for place in [(2, 2, 3), (1, 3, 3), (1, 2, 4)]]
+    assert all(not np.array_equal(views(1, 2, 3), other) for other in others)
+
+
+def test_gram_crop_is_the_undistorted_larger_view_of_the_global_crop():
+    plain = Crops(
+        global_size=32, gram_size=64, local_count=0, colour_jitter=0, greyscale=0, blur=(0, 0, 0), solarise=0
+    )
+    smooth = np.asarray(Image.fromarray(picture(8, 8)).resize((96, 96), Image.Resampling.BICUBIC))
+    views = MultiCrop(plain)(smooth, stream(0, Purpose.CROPS))
+    for small, large in zip(views.global_, views.gram, strict=True):
+        again = np.asarray(Image.fromarray(large).resize((32, 32), Image.Resampling.BOX))
+        assert np.abs(small.astype(int) - again).max() <= 1
+
+
+def test_random_areas_lie_inside_with_the_wanted_share_and_shape():
+    rng = np.random.default_rng(0)
+    shares, ratios = [], []
+    for _ in range(2000):
+        top, left, h, w = random_area(100, 120, (0.32, 1.0), (3 / 4, 4 / 3), rng)
+        assert 0 <= top <= 100 - h and 0 <= left <= 120 - w
+        shares.append(h * w / 12000)
+        ratios.append(math.log(w / h))
+    assert 0.3 < min(shares) and max(shares) <= 1.0
+    assert abs(np.mean(ratios)) < 0.05 and max(map(abs, ratios)) < math.log(4 / 3) + 0.05
+
+
+def test_areas_fall_back_to_the_centre_where_none_fits():
+    rng = np.random.default_rng(0)
+    assert random_area(10, 1000, (0.9, 1.0), (3 / 4, 4 / 3), rng) == (0, 493, 10, 13)
+
+
+@pytest.mark.parametrize("size", [20, 96])
+def test_resize_agrees_with_pillow_on_smooth_images(size):
+    smooth = np.asarray(Image.fromarray(picture(6, 6)).resize((60, 60), Image.Resampling.BICUBIC))
+    reference = np.asarray(Image.fromarray(smooth).resize((size, size), Image.Resampling.BICUBIC)).astype(int)
+    inner = slice(4, -4)
+    assert np.abs(resize(smooth, size).astype(int) - reference)[inner, inner].mean() < 2.5
+
+
+class Fixed:
+    """A generator whose draws are given."""
+
+    def __init__(self, *values, order=(0, 1, 2, 3)):
+        self.values, self.order = list(values), list(order)
+
+    def uniform(self, low, high, size=None):
+        return self.values.pop(0)
+
+    def permutation(self, count):
+        return self.order[:count]
+
+
+@pytest.mark.parametrize(
+    ("drawn", "expected"),
+    [
+        (((0.7, 1.0), 1.0, 0.0), lambda rgb, mean: [0.7 * c for c in rgb]),
+        (((1.0, 0.6), 1.0, 0.0), lambda rgb, mean: [0.6 * c + 0.4 * mean for c in rgb]),
+        (((1.0, 1.0), 0.8, 0.0), lambda rgb, mean: [0.8 * c + 0.2 * grey(rgb) for c in rgb]),
+        (((1.0, 1.0), 1.0, 0.1), lambda rgb, mean: shifted(rgb, 0.1)),
+        (((1.0, 1.0), 1.0, -0.1), lambda rgb, mean: shifted(rgb, -0.1)),
+    ],
+    ids=["brightness", "contrast", "saturation", "hue", "hue back"],
+)
+def test_colour_jitter_follows_its_definition(drawn, expected):
+    image = picture(5, 6, seed=3).astype(np.float32)
+    mean = np.mean([grey(pixel / 255) for pixel in image.reshape(-1, 3)])
+    wanted = [[255 * min(max(c, 0), 1) for c in expected(list(p / 255), mean)] for p in image.reshape(-1, 3)]
+    assert np.allclose(colour_jitter(image, Fixed(*drawn)).reshape(-1, 3), wanted, atol=0.02)
+
+
+def grey(rgb):
+    return 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]
+
+
+def shifted(rgb, hue):
+    h, s, v = colorsys.rgb_to_hsv(*rgb)
+    return colorsys.hsv_to_rgb((h + hue) % 1, s, v)
+
+
+def test_probabilities_of_one_always_happen_and_of_zero_never():
+    image = picture()
+    none = Crops(colour_jitter=0, greyscale=0)
+    assert np.array_equal(distort(image, none, 0.0, 0.0, np.random.default_rng(0)), image)
+    grey_only = distort(image, Crops(colour_jitter=0, greyscale=1), 0.0, 0.0, np.random.default_rng(0))
+    assert (grey_only[..., 0] == grey_only[..., 1]).all() and grey_only.std() > 0
+    solarised = distort(image, none, 0.0, 1.0, np.random.default_rng(0))
+    assert np.array_equal(solarised, np.where(image >= 128, 255 - image, image))
+    blurred = distort(image, none.model_copy(update={"blur_sigma": (1.5, 1.6)}), 1.0, 0.0, np.random.default_rng(0))
+    assert blurred.std() < 0.6 * image.std()

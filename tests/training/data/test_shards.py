@@ -1,0 +1,42 @@
+import pickle
+
+import fsspec
+import pytest
+
+from foundry.errors import UserError
+from tests.training.curated import encoded, write_dataset
+from training.data.shards import ShardDataset
+
+
+def test_reads_each_image_by_its_byte_range(tmp_path):
+    dataset = ShardDataset(str(write_dataset(tmp_path / "d", count=7)))
+    assert len(dataset) == 7
+    for index, key in enumerate(dataset.keys):
+        assert dataset.read(index) == encoded(int(key.removeprefix("image")))
+
+
+def test_reads_from_an_object_store_and_after_pickling(tmp_path):
+    folder = write_dataset(tmp_path / "d", count=4)
+    memory = fsspec.filesystem("memory")
+    memory.put(str(folder), "/curated", recursive=True)
+    try:
+        dataset = pickle.loads(pickle.dumps(ShardDataset("memory://curated")))
+        assert [dataset.read(i) for i in range(4)] == [ShardDataset(str(folder)).read(i) for i in range(4)]
+    finally:
+        memory.rm("/curated", recursive=True)
+
+
+def test_bad_datasets_are_refused_plainly(tmp_path):
+    with pytest.raises(UserError, match="not a curated dataset"):
+        ShardDataset(str(tmp_path))
+    folder = write_dataset(tmp_path / "d", count=4)
+    shard = folder / "shards" / "shard-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:700])
+    with pytest.raises(UserError, match="damaged"):
+        ShardDataset(str(folder)).read(1)
+    shard.unlink()
+    with pytest.raises(UserError, match="shard is missing"):
+        ShardDataset(str(folder)).read(0)
+    (folder / "dataset.json").write_text('{"schema": 99}')
+    with pytest.raises(UserError, match="schema 99"):
+        ShardDataset(str(folder))

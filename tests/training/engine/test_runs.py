@@ -1,0 +1,132 @@
+"""Whole small runs in processes of their own: division among processes, kills, and the stages after each other."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.curated import write_dataset
+from tests.training.small_runs import HEADS, command, events, rows, train, write_recipe
+from training.engine.checkpoint import latest_checkpoint
+from training.engine.exports import latest_export
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("curated") / "dataset")
+
+
+@pytest.fixture(scope="module")
+def unbroken(data, tmp_path_factory):
+    """The folder of one finished run of two processes."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    train(2, write_recipe(folder / "recipe.yaml"), data, folder / "run")
+    return folder / "run"
+
+
+def losses(run):
+    names = ("loss", "dino_global", "dino_local", "ibot", "koleo")
+    return np.array([[row[name] for name in names] for row in rows(run) if "loss" in row])
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_number_of_processes_never_changes_the_losses(data, unbroken, tmp_path, processes):
+    train(processes, write_recipe(tmp_path / "recipe.yaml", workers=1), data, tmp_path / "run")
+    assert losses(tmp_path / "run").shape == (8, 5)
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(unbroken), rtol=1e-5, atol=1e-6)
+
+
+def test_killed_run_resumes_and_ends_bit_for_bit_the_same(data, unbroken, tmp_path):
+    recipe, run = write_recipe(tmp_path / "recipe.yaml"), tmp_path / "run"
+    arguments = ("--recipe", recipe, "--data", data, "--output", run)
+    started = subprocess.Popen(
+        command(2, *arguments),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    try:
+        while latest_checkpoint(run) is None:
+            assert started.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+    assert not (run / "export" / "latest").exists()
+    (run / "checkpoints" / ".step-000000099.partial").mkdir()  # a save that was killed
+    train(2, *arguments[1::2])
+    assert events(run) == ["started", "resumed", "finished"]
+    for name in ("model.safetensors", "heads.safetensors"):
+        assert (latest_export(run) / name).read_bytes() == (latest_export(unbroken) / name).read_bytes()
+    assert np.array_equal(losses(run), losses(unbroken))
+    assert [row["step"] for row in rows(run) if "loss" in row] == list(range(8))
+
+
+def test_finished_run_started_again_changes_nothing(data, unbroken):
+    before = (latest_export(unbroken) / "model.safetensors").stat().st_mtime_ns
+    train(1, unbroken / "recipe.yaml", data, unbroken)
+    assert (latest_export(unbroken) / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_gram_stage_continues_and_distillation_teaches_two_students(data, unbroken, tmp_path):
+    from transformers import AutoModel
+
+    gram = write_recipe(
+        tmp_path / "gram.yaml",
+        name="gram",
+        stage="gram",
+        model=None,
+        steps=3,
+        crops={"global_size": 32, "local_size": 16, "local_count": 1, "gram_size": 64},
+        losses={"koleo_group": 4, "gram": 2.0},
+    )
+    refined = tmp_path / "refined"
+    train(1, gram, data, refined, "--teacher", unbroken)
+    first = rows(refined)[0]
+    assert 0 < first["gram"] < 1
+    untrained = (refined / "export/step-000000000/model.safetensors").read_bytes()
+    assert untrained == (unbroken / "export/step-000000000/model.safetensors").read_bytes()
+
+    students = [
+        {"name": "vit", "model": {"arch": "vit", "dim": 16, "depth": 1, "heads": 1, "patch_size": 8}},
+        {"name": "convnext", "model": {"arch": "convnext", "depths": [1, 1, 1], "dims": [8, 8, 16]}},
+    ]
+    distil = write_recipe(
+        tmp_path / "distil.yaml", name="distil", stage="distil", model=None, steps=3, students=students
+    )
+    distilled = tmp_path / "distilled"
+    train(2, distil, data, distilled, "--teacher", refined)
+    for name, side in (("vit", 32), ("convnext", 64)):
+        export = latest_export(distilled, name)
+        assert export.name == "step-000000003"
+        assert AutoModel.from_pretrained(export)(torch.zeros(1, 3, side, side)).pooler_output.isfinite().all()
+        assert json.loads((export / "preprocessor_config.json").read_text())["crop_size"]["height"] == side
+        row = rows(distilled)[-1]
+        assert row[f"{name}/ibot"] > 0 and row[f"{name}/feature_rank"] > 0
+
+
+def test_errors_of_people_are_one_line(data, unbroken, tmp_path):
+    def refused(*arguments):
+        done = subprocess.run(command(1, *arguments), capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        return done.stderr.strip().splitlines()[-1]
+
+    recipe, output = write_recipe(tmp_path / "r.yaml"), tmp_path / "o"
+    common = ("--data", data, "--output", output)
+    assert "did you mean 'embedded'" in refused("--recipe", "embeded", *common)
+    assert "did you mean 'batch'" in refused("--recipe", recipe, "--set", "bach=3", *common)
+    assert "not a curated dataset" in refused("--recipe", recipe, "--data", tmp_path, "--output", output)
+    assert "takes no teacher" in refused("--recipe", recipe, "--teacher", unbroken, *common)
+    heads = {**HEADS, "dino": {**HEADS["dino"], "prototypes": 12}}
+    gram = {"stage": "gram", "model": None, "losses": {"gram": 1.0}, "heads": heads}
+    crops = {"global_size": 32, "local_size": 16, "gram_size": 64}
+    other = write_recipe(tmp_path / "g.yaml", **gram, crops=crops)
+    assert "make them equal" in refused("--recipe", other, "--teacher", unbroken, *common)
+    assert "needs the run folder" in refused("--recipe", other, *common)
