@@ -29,7 +29,8 @@ def explain_os_error(error: OSError) -> str | None:
     if reason is None:
         return None
     name = error.filename2 or error.filename
-    return f"{os.fsdecode(name)}: {reason}" if name else reason
+    # opened by number, an error carries that number
+    return f"{os.fsdecode(name)}: {reason}" if isinstance(name, (str, bytes, os.PathLike)) and name else reason
 
 
 def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
@@ -37,22 +38,18 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
 
     0 on success, 2 with one plain line on stderr for a :class:`UserError` (or a disk that is full or read-only),
     130 after Ctrl-C. Any other exception is an error of the program: it propagates with its traceback (status 1).
+    ``--debug`` in ``argv`` is taken out; with it, errors of people propagate too.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
     try:
         return main(argv) or 0
-    except UserError as error:
-        if debug:
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        line = explain_os_error(error)
+    except (UserError, OSError) as error:
+        line = str(error) if isinstance(error, UserError) else explain_os_error(error)
         if debug or line is None:
             raise
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {' '.join(line.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

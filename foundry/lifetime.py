@@ -29,10 +29,12 @@ def is_alive(identity: str) -> bool:
 
 
 def watch_environment() -> dict[str, str]:
-    """What a launcher adds to a child's environment so that :func:`die_with_launcher` there follows it."""
+    """What a launcher adds to a child's environment so that :func:`die_with_launcher` there follows it.
+
+    Empty where the system has no /proc.
+    """
     identity = process_identity(os.getpid())
-    assert identity is not None
-    return {WATCH_VARIABLE: identity}
+    return {WATCH_VARIABLE: identity} if identity else {}
 
 
 def die_with(identity: str, before_exit: Callable[[], None] | None = None, interval: float = 0.5) -> None:
@@ -44,9 +46,11 @@ def die_with(identity: str, before_exit: Callable[[], None] | None = None, inter
     def watch() -> None:
         while is_alive(identity):
             time.sleep(interval)
-        if before_exit is not None:
-            before_exit()
-        os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            if before_exit is not None:
+                before_exit()
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="lifetime-watch", daemon=True).start()
 

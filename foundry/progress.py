@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -12,9 +13,9 @@ T = TypeVar("T")
 
 def duration(seconds: float) -> str:
     """``seconds`` as people read them: '4.2 s', '3 min 05 s', '2 h 10 min'."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(int(seconds), 60)
+    minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
@@ -65,10 +66,17 @@ class Progress:
 
     def _show(self, line: str) -> None:
         if self._moving:
-            self._stream.write(f"\r\x1b[2K{line}")
+            # a line that wraps could not be taken back
+            self._stream.write(f"\r\x1b[2K{line[: self._columns() - 1]}")
         else:
             self._stream.write(f"{line}\n")
         self._stream.flush()
+
+    def _columns(self) -> int:
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or 80
+        except (OSError, ValueError):
+            return 80
 
     def __enter__(self) -> Progress:
         return self

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from components.common.content import content_digest
-from components.common.execution import SAMPLE_FOLDERS, sample_step
+from components.common.execution import SAMPLE_FOLDERS, describe_input, sample_step
 from components.common.fingerprint import code_digest, fingerprint_of
 from components.common.kfp_face import step_named
 from components.common.manifest import Manifest, find_damage, read_manifest
@@ -18,8 +17,7 @@ from components.common.params import Params
 from components.common.step import Step
 from components.common.store import Store
 from foundry.progress import duration
-from foundry.settings import Settings, digest_of
-from foundry.storage import is_local, local_path
+from foundry.settings import Settings
 from pipelines.stations import STATIONS
 
 Action = Literal["reuse", "continue", "run"]
@@ -111,17 +109,13 @@ def _plan_step(
 
 def _digest(step: Step, name: str, value: str, store: Store) -> str | None:
     """Digest of one input as :func:`components.common.execution.execute` finds it; None where it must be made first."""
-    if step.input(name).kind == "text":
-        return digest_of(value)
     if value in SAMPLE_FOLDERS:
         sample = sample_step()
         environment = sample.environment(Settings()) if sample.environment else {}
         fingerprint = fingerprint_of(sample, Settings(), {}, code_digest(sample.code), environment)
         manifest = read_manifest(store.folder(sample.name, fingerprint))
         return manifest.digest_under(SAMPLE_FOLDERS[value]) if manifest else None
-    if is_local(value) and (manifest := read_manifest(local_path(value).absolute())) is not None:
-        return manifest.digest
-    return content_digest(value)
+    return describe_input(step.input(name), value).digest
 
 
 def _look_up(name: str, given: Mapping[str, str], params: Params) -> str:

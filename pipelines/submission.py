@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +45,9 @@ def submit_line(params: Params, destination: Destination, image: str | None = No
     if not host.startswith(("http://", "https://")):
         raise UserError(f"submit: --host {host}: write it with http:// or https://")
     _check_reachable_inputs(params)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         package = compile_line(params, Path(scratch) / "line.yaml", image)
+        warnings.simplefilter("ignore")  # kfp on its own versions
         import kfp
         from kfp_server_api.exceptions import ApiException
         from urllib3.exceptions import HTTPError
@@ -68,7 +70,7 @@ def submit_line(params: Params, destination: Destination, image: str | None = No
         except ApiException as error:
             raise UserError(f"submit: {host} refused: {error.status} {error.reason}") from error
         except (HTTPError, OSError, ValueError) as error:
-            raise UserError(f"submit: {host} does not answer ({type(error).__name__}: {_first_line(error)})") from error
+            raise UserError(f"submit: {host} does not answer ({_reason(error)})") from error
     return f"{host.rstrip('/')}/#/runs/details/{run.run_id}"
 
 
@@ -87,5 +89,7 @@ def _check_reachable_inputs(params: Params) -> None:
             )
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
+def _reason(error: BaseException) -> str:
+    """The innermost cause that the HTTP library names, on one line."""
+    reason = getattr(error, "reason", None) or error
+    return (str(reason).strip().splitlines() or [type(error).__name__])[0].rpartition(": ")[2][:200]

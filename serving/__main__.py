@@ -66,7 +66,7 @@ def _up(arguments: argparse.Namespace) -> int:
             raise UserError("; ".join(problems))
         server.keep()
     except BaseException:
-        stop_server(arguments.name)
+        stop_server(arguments.name, drain=False)
         raise
     _print_json(description)
     for problem in problems:

@@ -83,14 +83,17 @@ class EmbeddingClient:
         import numpy as np
         from gevent.pool import Pool  # type: ignore[import-untyped]
 
-        def ask(image: bytes) -> Embeddings | RefusedImage:
+        def ask(image: bytes) -> Embeddings | UserError:
             try:
                 return self._infer(IMAGE, "BYTES", np.array([[image]], dtype=object), patch_features)
-            except RefusedImage as refusal:
-                return refusal
+            except UserError as error:  # what leaves a greenlet is printed with its traceback
+                return error
 
         # The client's own async_infer sleeps 10 ms a request; greenlets around its plain call do not.
-        yield from Pool(CONCURRENCY).imap(ask, images, maxsize=CONCURRENCY)
+        for answer in Pool(CONCURRENCY).imap(ask, images, maxsize=CONCURRENCY):
+            if isinstance(answer, UserError) and not isinstance(answer, RefusedImage):
+                raise answer
+            yield answer
 
     def _infer(self, name: str, datatype: str, array: np.ndarray, patch_features: bool) -> Embeddings:
         from tritonclient.http import InferInput, InferRequestedOutput

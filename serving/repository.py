@@ -106,8 +106,12 @@ class ModelRepository:
         if absent or not versions:
             raise UserError(f"{self.root / name}: has no version {', '.join(map(str, absent)) or 'to serve'}")
         text = config_text(name, versions, options)
-        if self.config(name) != text:  # Triton takes a touched file for a change and reloads every version
+        if self.config(name) != text:
             write_atomically(self.root / name / CONFIG, text)
+
+    def touch(self, name: str, version: int) -> None:
+        """Make Triton's next load of ``name`` start this version anew, although nothing in it changed."""
+        os.utime(self.root / name / str(version) / "model.py")
 
     def config(self, name: str) -> str | None:
         """The text of a model's configuration, for :meth:`restore`."""

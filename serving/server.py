@@ -153,12 +153,15 @@ def load_models(server: RunningServer, repository: ModelRepository) -> list[str]
     return problems
 
 
-def stop_server(name: str = DEFAULT_NAME) -> bool:
-    """Stop the server called ``name`` and wait until no process of it is left. False where none runs."""
+def stop_server(name: str = DEFAULT_NAME, *, drain: bool = True) -> bool:
+    """Stop the server called ``name`` and wait until no process of it is left. False where none runs.
+
+    ``drain`` lets requests in flight finish (Triton takes two seconds for it, even with none).
+    """
     server = find_server(name)
     if server is None:
         return False
-    _signal(server.supervisor, signal.SIGTERM)
+    _signal(server.supervisor, signal.SIGTERM if drain else signal.SIGQUIT)
     deadline = time.monotonic() + GRACE + 5.0
     while is_alive(server.supervisor) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -230,7 +233,7 @@ def _start(installation: Installation, repository: Path, name: str, ports: Ports
         _wait_until_ready(server, timeout)
         _write_state(server)
     except BaseException:
-        _signal(server.supervisor, signal.SIGTERM)
+        _signal(server.supervisor, signal.SIGQUIT)
         _collect(server.supervisor)
         raise
     return server

@@ -1,8 +1,9 @@
 """The process above a Triton server: ends it with whoever it serves, and leaves nothing of it behind.
 
 Triton is a foreign program with children of its own (one stub for each model instance) and regions in /dev/shm. The
-supervisor is their parent of last resort. It ends them when it is told to (SIGTERM), when the process it follows is
-gone, and when the server ends by itself. SIGUSR1 makes it stop following: the server stays up (``up``, ``keep``).
+supervisor is their parent of last resort. It ends them when it is told to (SIGTERM lets requests in flight finish,
+SIGQUIT does not), when the process it follows is gone, and when the server ends by itself. SIGUSR1 makes it stop
+following: the server stays up (``up``, ``keep``).
 """
 
 from __future__ import annotations
@@ -61,11 +62,12 @@ class Supervisor:
     def __init__(self, charge: Charge) -> None:
         self.charge, self.follow = charge, charge.follow
         self._wake = threading.Event()
-        self._stopping = False
+        self._stopping = self._at_once = False
 
     def run(self) -> int:
         """Supervise until the end; returns the server's exit status."""
         signal.signal(signal.SIGTERM, self._on_stop)
+        signal.signal(signal.SIGQUIT, self._on_stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGUSR1, self._on_release)
         libc = ctypes.CDLL(None, use_errno=True)
@@ -83,11 +85,11 @@ class Supervisor:
             )
         print(server.pid, flush=True)
         sys.stdout.close()
-        abandoned = False
-        while server.poll() is None and not self._stopping and not abandoned:
+        while server.poll() is None and not self._stopping:
             self._wake.wait(INTERVAL)
-            abandoned = self.follow is not None and not is_alive(self.follow)
-        if not abandoned and server.poll() is None:
+            if self.follow is not None and not is_alive(self.follow):
+                self._stopping = self._at_once = True
+        if not self._at_once and server.poll() is None:
             server.send_signal(signal.SIGTERM)
             try:
                 server.wait(GRACE)
@@ -111,8 +113,8 @@ class Supervisor:
         remove_shared_memory(self.charge.shared_memory_prefix)
         Path(self.charge.state).unlink(missing_ok=True)
 
-    def _on_stop(self, *_: object) -> None:
-        self._stopping = True
+    def _on_stop(self, number: int, _: object) -> None:
+        self._stopping, self._at_once = True, number == signal.SIGQUIT
         self._wake.set()
 
     def _on_release(self, *_: object) -> None:

@@ -118,7 +118,8 @@ def execute(
         seconds=time.monotonic() - start,
         metrics=manifest.metrics,
     )
-    _append_to_run(outcome)
+    if step is not sample_step():  # an input of steps, not one of the line's own
+        _append_to_run(outcome)
     return outcome
 
 
@@ -134,27 +135,43 @@ def _resolve_auto(given: dict[str, str]) -> dict[str, str]:
 
 def _resolve_input(step: str, spec: InputSpec, value: str, store: Store) -> tuple[str, InputRow]:
     """(what ``run`` gets, the manifest's row) for one input as it was given."""
-    if spec.kind == "text":
-        return value, InputRow(digest=digest_of(value), url=value)
-    if value.startswith(SAMPLE):
+    if spec.kind != "text" and value.startswith(SAMPLE):
         return _resolve_sample(step, value, store)
+    try:
+        row = describe_input(spec, value)
+    except UserError as error:
+        raise UserError(f"{step}: input {spec.name}={value}: {str(error).removeprefix(f'{value}: ')}") from None
+    if spec.kind == "text" or not is_local(value):
+        return value, row
+    return str(local_path(value).absolute()), row
+
+
+def describe_input(spec: InputSpec, value: str) -> InputRow:
+    """The manifest's row for an input that is not ``sample:``. Raises :class:`UserError` where it cannot be used."""
+    if spec.kind == "text":
+        return InputRow(digest=digest_of(value), url=value)
+    if spec.digest is not None:
+        return InputRow(digest=spec.digest(value), url=value)
     if is_local(value):
-        path = local_path(value).absolute()
-        if not path.exists():
-            raise UserError(f"{step}: input {spec.name}={value}: no such file or folder")
-        manifest = read_manifest(path)
+        folder = local_path(value)
+        if not folder.exists():
+            raise UserError("no such file or folder")
+        manifest = read_manifest(folder) if spec.kind == "result" else _manifest_or_none(folder)
         if manifest is not None:
-            damage = find_damage(path, manifest)
-            if damage:
-                raise UserError(f"{step}: input {spec.name}={value} is damaged: {damage}; make it again")
-            row = InputRow(digest=manifest.digest, url=value, step=manifest.step, fingerprint=manifest.fingerprint)
-            return str(path), row
-        if spec.kind == "result":
-            raise UserError(
-                f"{step}: input {spec.name}={value}: not the result of a step (no manifest.json, or it is unfinished)"
-            )
-        return str(path), InputRow(digest=content_digest(value), url=value)
-    return value, InputRow(digest=content_digest(value), url=value)
+            if damage := find_damage(folder, manifest):
+                raise UserError(f"it is damaged ({damage}); make it again")
+            return InputRow(digest=manifest.digest, url=value, step=manifest.step, fingerprint=manifest.fingerprint)
+    if spec.kind == "result":
+        raise UserError("not the result of a step (no manifest.json, or it is unfinished)")
+    return InputRow(digest=content_digest(value), url=value)
+
+
+def _manifest_or_none(folder: Path) -> Manifest | None:
+    """The manifest of a folder that may as well be a person's, with a ``manifest.json`` of another kind."""
+    try:
+        return read_manifest(folder)
+    except UserError:
+        return None
 
 
 @lru_cache(maxsize=1)
@@ -193,6 +210,8 @@ def _resolve_sample(step: str, url: str, store: Store) -> tuple[str, InputRow]:
 
 def _reuse(step: Step, result: Result) -> None:
     manifest = result.manifest
+    if step is sample_step():  # every step that reads it would say so
+        return
     made = datetime.datetime.fromisoformat(manifest.started).astimezone()
     print(f"{step.name}: reused (fingerprint {manifest.fingerprint[:12]}…, made {made:%Y-%m-%d %H:%M})", flush=True)
     if not step.tracked:

@@ -27,6 +27,9 @@ class InputSpec:
     description: str
     required: bool = True
     kind: InputKind = "result"
+    digest: Callable[[str], str] | None = None
+    """``digest(url)`` names what is at the URL, where the plain content of its files is not what counts (a list of
+    URLs, a folder with unreadable files). It raises :class:`UserError` where nothing is there."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,6 +128,8 @@ class Store:
 
     def _rename(self, folder: Path, manifest: Manifest) -> Result:
         target = folder.with_suffix("")
+        if target.exists():  # without a manifest, or it would have been found
+            set_aside(target)
         os.rename(folder, target)
         handle = os.open(target.parent, os.O_RDONLY)
         try:
@@ -147,12 +149,12 @@ class Store:
 
     def leftovers(self) -> Iterator[tuple[Path, str]]:
         """(folder, state) of unfinished and damaged work; state is 'running', 'unfinished' or 'damaged'."""
-        for folder in sorted(self.root.glob("*/*.*")):
+        for folder in sorted(self.root.glob("*/*")):
             if not folder.is_dir():
                 continue
             if folder.suffix == ".partial":
                 yield folder, "running" if is_working(folder.with_suffix(".owner")) else "unfinished"
-            elif folder.suffix.startswith(".damaged-"):
+            elif folder.suffix.startswith(".damaged-") or not (folder.suffix or (folder / MANIFEST).exists()):
                 yield folder, "damaged"
 
 

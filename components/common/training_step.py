@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from components.common.accelerator import accelerator_name, default_device
-from components.common.step import InputSpec
+from components.common.manifest import read_manifest
 from foundry.errors import UserError
 from foundry.settings import Settings
+from foundry.storage import local_path
 
 if TYPE_CHECKING:
-    from training.recipe import Recipe
+    from training.recipe import Head, Recipe
 
-DATASET = InputSpec("dataset", "curated dataset: the result of curation")
-EVALUATION = InputSpec(
-    "evaluation", "labelled images for the k-NN during training: folder, archive or URL", required=False, kind="url"
-)
 RECORDS = ("metrics.jsonl", "events.jsonl", "logs/*", "checkpoints/*/.metadata")
 """Files of a training run that hold times, or (torch.distributed.checkpoint's index) an id drawn anew at each save."""
 TRANSIENT = ("recipe", "overrides")
 """The resolved recipe stands in the fingerprint instead, whatever its name and however it was written."""
-CODE = "training.__main__"
-"""What the processes run."""
-DISK_BYTES = 4 << 30
-"""Free space wanted at the start: checkpoints (two at a time), exports and logs of a run; small runs need less."""
+CODE = ("training.__main__", "components.common.training_results")
+"""What the processes run and what is kept of it. How they are launched does not change what is learned."""
 
 
 class TrainingConfig(Settings):
@@ -95,3 +90,37 @@ def run_training(config: TrainingConfig, inputs: Mapping[str, str], output: Path
     )
     discard_old_checkpoints(output)
     return {"steps": recipe.steps, **last_figures(output)}
+
+
+def training_disk_bytes(config: TrainingConfig, inputs: Mapping[str, str]) -> int:
+    """About what a run writes: its checkpoints at their most, its exports and its logs."""
+    recipe = config.resolved_recipe()
+    specs = [recipe.model] if recipe.model else [student.model for student in recipe.students]
+    heads = (recipe.heads.dino, recipe.heads.ibot)
+    exports = 2 + (recipe.steps // recipe.cadence.evaluate if recipe.cadence.evaluate else 0)
+    # Four-byte numbers: student, average and two moments of AdamW; an export holds the average.
+    numbers = 4 * (recipe.cadence.keep_checkpoints + 1) + exports
+    total = 64 << 20
+    for spec in specs:
+        total += 4 * numbers * network_size(spec, heads)
+    if not specs:  # continues the teacher's network
+        teacher = read_manifest(local_path(inputs["teacher"]))
+        total += teacher.size() * (recipe.cadence.keep_checkpoints + 1) if teacher else 0
+    return total
+
+
+def network_size(spec: Mapping[str, Any], heads: Sequence[Head]) -> int:
+    """Parameters of a network with its projection heads, to about a tenth (embeddings, norms and biases left out)."""
+    from training.models.architectures import ViTConfig, architecture
+
+    network = architecture(spec)
+    if isinstance(network, ViTConfig):
+        gates = 3 if network.ffn == "swiglu" else 2
+        backbone = network.depth * network.dim * (4 * network.dim + gates * network.hidden)
+        backbone += network.dim * network.in_channels * network.patch_size**2
+    else:
+        backbone = sum(depth * 8 * dim**2 for depth, dim in zip(network.depths, network.dims, strict=True))
+        backbone += sum(4 * a * b for a, b in zip(network.dims, network.dims[1:], strict=False))
+    return backbone + sum(
+        head.hidden * (network.dim + head.hidden) + head.bottleneck * (head.hidden + head.prototypes) for head in heads
+    )

@@ -26,6 +26,8 @@ TEXTURE = 0.15
 """Standard deviation within a block (of an image of standard deviation 1) from which it is textured."""
 AGREES = 0.6
 """Correlation from which two textured blocks agree."""
+FEW = 3
+"""Textured blocks below which the middle of an image says nothing."""
 FAINT = 8.0
 """Root mean square of a colour map (levels) below which an image counts as grey."""
 
@@ -35,13 +37,16 @@ class Comparison:
     """How well pairs agree once aligned, each (m,).
 
     ``similarity``: mean correlation of the blocks textured in either image, weighted by texture. ``agreement``: share
-    of that texture in blocks that agree. ``colour``: cosine of the colour maps; 1 where one of the two is grey.
+    of that texture in blocks that agree. ``middle``: mean correlation of the textured blocks away from the edges, where
+    a common frame or background does not help (1 where there are few). ``colour``: cosine of the colour maps; 1 where
+    one of the two is grey.
     ``stretch``: ratio of the map's largest to its smallest scale in pixels of the images (1 for a true copy).
     ``overlap``: share of the template that the source covers.
     """
 
     similarity: np.ndarray
     agreement: np.ndarray
+    middle: np.ndarray
     colour: np.ndarray
     stretch: np.ndarray
     overlap: np.ndarray
@@ -63,14 +68,14 @@ def compare(
         start[:, 0, 0], start[:, 1, 1] = found.scale[span].T
         start[:, :, 2] = found.offset[span]
         maps = _refine(smooth, _slopes(smooth), *pair, start)
-        similarity, agreement, overlap = _judge(_blur(image, 0.7), *pair, maps)
+        similarity, agreement, middle, overlap = _judge(_blur(image, 0.7), *pair, maps)
         tint = np.moveaxis(colour[used].astype(np.float32) * 2, 3, 0)
         colours = _colour_cosine(tint, *pair, maps)
         stretch = _stretch(maps, sizes[pair_source].astype(np.float64), sizes[pair_template].astype(np.float64))
-        return np.stack([similarity, agreement, colours, stretch, overlap], axis=1)
+        return np.stack([similarity, agreement, middle, colours, stretch, overlap], axis=1)
 
     if not len(found.source):
-        return Comparison(*np.zeros((5, 0)))
+        return Comparison(*np.zeros((6, 0)))
     return Comparison(*by_blocks(work, len(found.source), BLOCK, threads).T)
 
 
@@ -217,8 +222,8 @@ def _refine(
 
 def _judge(
     crisp: np.ndarray, source: np.ndarray, template: np.ndarray, mirrored: np.ndarray, maps: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(similarity, agreement, overlap) of aligned pairs; see :class:`Comparison`."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(similarity, agreement, middle, overlap) of aligned pairs; see :class:`Comparison`."""
     side, points = crisp.shape[1], _points(COMPARE_SIDE)
     sampling = _Sampling.at(source, _map(maps, points), side)
     inside = sampling.inside
@@ -237,7 +242,18 @@ def _judge(
     texture *= (texture > TEXTURE) & (seen.mean(axis=-1) > 0.6)
     weight = texture.sum(axis=1) + 1e-6
     similarity = (texture * correlation).sum(axis=1) / weight
-    return similarity, (texture * (correlation > AGREES)).sum(axis=1) / weight, inside.mean(axis=1)
+    agreement = (texture * (correlation > AGREES)).sum(axis=1) / weight
+    textured = (texture > 0) & _away_from_edges()
+    count = textured.sum(axis=1)
+    middle = np.where(count >= FEW, (textured * correlation).sum(axis=1) / np.maximum(count, 1), 1.0)
+    return similarity, agreement, middle, inside.mean(axis=1)
+
+
+def _away_from_edges() -> np.ndarray:
+    """Which of the 36 blocks do not lie at the edge."""
+    place = np.arange(COMPARE_SIDE // CELL)
+    inner = (place > 0) & (place < len(place) - 1)
+    return np.asarray(inner[:, None] & inner).ravel()
 
 
 def _cells(values: np.ndarray) -> np.ndarray:

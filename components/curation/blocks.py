@@ -16,7 +16,9 @@ T = TypeVar("T")
 class Blocks(Protocol):
     """Calls ``work`` with the slice of each block and gives the results in block order."""
 
-    def __call__(self, work: Callable[[slice], T]) -> Iterator[T]: ...
+    def __call__(self, work: Callable[[slice], T]) -> Iterator[T]:
+        """Results of all blocks."""
+        ...
 
 
 @contextmanager

@@ -48,14 +48,16 @@ class DuplicateConfig(Settings):
     """Candidates looked at for each image: its nearest ones by a descriptor that copies hardly change."""
     candidate_similarity: Share = 0.75
     """Correlation, at 12 x 12 pixels and the best of some windows, from which a candidate is aligned and compared."""
-    photo_similarity: Share = 0.55
+    photo_similarity: Share = 0.72
     """Mean correlation of the textured blocks of two aligned photographs from which they are one picture."""
-    photo_agreement: Share = 0.60
+    photo_agreement: Share = 0.70
     """Share of the texture of two aligned photographs that must agree."""
-    graphic_similarity: Share = 0.85
-    """The same for images with large flat areas (icons, charts, drawings), where small differences carry the meaning."""
-    graphic_agreement: Share = 0.95
+    graphic_similarity: Share = 0.88
+    """The same for images with large flat areas (icons, charts, drawings): small differences carry the meaning."""
+    graphic_agreement: Share = 0.97
     """The same for images with large flat areas."""
+    middle_similarity: Share = 0.6
+    """Mean correlation of the textured blocks away from the edges: a common frame is no common picture."""
     colour_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.6
     """Cosine of the aligned colour maps of two coloured images; below it they are recoloured variants, not copies."""
 

@@ -102,7 +102,9 @@ def write_table(table: Table, path: Path) -> None:
     write_atomically(path, buffer.getvalue().to_pybytes())
 
 
-def write_description(folder: Path, counts: Mapping[str, Any], digests: Mapping[str, str], curation: Mapping[str, Any]) -> None:
+def write_description(
+    folder: Path, counts: Mapping[str, Any], digests: Mapping[str, str], curation: Mapping[str, Any]
+) -> None:
     """Write ``dataset.json``: what makes the folder a curated dataset, so it comes last."""
     document = {"schema": SCHEMA, "counts": dict(counts), "digests": dict(digests), "curation": dict(curation)}
     write_atomically(folder / "dataset.json", json.dumps(document, indent=2, sort_keys=True) + "\n")
@@ -138,13 +140,16 @@ class CuratedDataset:
             ("rejected", rejected, rejected_schema()),
         ):
             if table.schema.names != schema.names:
-                raise UserError(f"{folder}/{name}.parquet: columns {', '.join(table.schema.names)} are not the contract's")
+                found = ", ".join(table.schema.names)
+                raise UserError(f"{folder}/{name}.parquet: columns {found} are not the contract's")
             if table.num_rows != description["counts"][name]:
                 raise UserError(
                     f"{folder}/{name}.parquet: {table.num_rows} rows, dataset.json says {description['counts'][name]}"
                 )
         if content_digest(samples) != description["digests"]["content"]:
-            raise UserError(f"{folder}: samples.parquet does not have the digest that dataset.json names; copy it again")
+            raise UserError(
+                f"{folder}: samples.parquet does not have the digest in dataset.json; copy the dataset again"
+            )
         return cls(folder, description, samples, rejected)
 
     def image(self, row: int) -> bytes:
@@ -158,4 +163,5 @@ class CuratedDataset:
         """Read every image and compare its sha256. Raises :class:`UserError` naming the first that differs."""
         for row, values in enumerate(self.samples.select(["key", "shard", "sha256"]).to_pylist()):
             if hashlib.sha256(self.image(row)).hexdigest() != values["sha256"]:
-                raise UserError(f"{self.folder}/{SHARDS}/{values['shard']}: image {values['key']} is damaged; copy it again")
+                shard = self.folder / SHARDS / values["shard"]
+                raise UserError(f"{shard}: image {values['key']} is damaged; copy the shard again")

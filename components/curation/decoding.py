@@ -193,9 +193,7 @@ class DecodeWorkers:
             size = len(file.data or b"")
             waiting.append((size, self._executor.submit(self._one, file)))
             held += size
-            while waiting and (
-                waiting[0][1].done() or len(waiting) > WINDOW_FILES * self.count or held > WINDOW_BYTES
-            ):
+            while waiting and (waiting[0][1].done() or len(waiting) > WINDOW_FILES * self.count or held > WINDOW_BYTES):
                 size, result = waiting.popleft()
                 held -= size
                 yield result.result()

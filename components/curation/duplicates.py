@@ -36,9 +36,9 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Groups:
-    """``kept`` (n,) int64: for each image the one that is kept of its group (itself where it is kept). ``reason``: why
-    it is dropped (a key of ``REASONS``), or empty. ``advantage``: in which of ``MERITS`` the kept one is better (of a kept
-    image: better than the next best; empty where it is alone). ``sizes`` (n,): members of its group."""
+    """For each of n images: ``kept`` (n,) int64, the one that is kept of its group (itself where it is); ``reason``, why
+    it is dropped (a key of ``REASONS``), or empty; ``advantage``, in which of ``MERITS`` the kept one is better (of a
+    kept image: better than the next best; empty where it is alone); ``sizes`` (n,), members of its group."""
 
     kept: np.ndarray
     reason: list[str]
@@ -88,6 +88,7 @@ def same_picture(judged: alignment.Comparison, flat: np.ndarray, config: Duplica
     return (
         (judged.similarity >= similarity)
         & (judged.agreement >= agreement)
+        & (judged.middle >= config.middle_similarity)
         & (judged.colour >= config.colour_similarity)
         & (judged.stretch <= MAX_STRETCH)
         & (judged.overlap >= MIN_OVERLAP)

@@ -83,9 +83,7 @@ def _assign(
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
-def _means(
-    points: np.ndarray, assignment: np.ndarray, old: np.ndarray, spherical: bool, blocks: Blocks
-) -> np.ndarray:
+def _means(points: np.ndarray, assignment: np.ndarray, old: np.ndarray, spherical: bool, blocks: Blocks) -> np.ndarray:
     def sums(span: slice) -> tuple[np.ndarray, np.ndarray]:
         order = np.argsort(assignment[span], kind="stable")
         own = assignment[span][order]
@@ -110,9 +108,7 @@ def _seed(
     the squared distance (Arthur and Vassilvitskii 2007, section 5)."""
     trials = 2 + int(np.log(clusters))
     chosen = [int(generator.integers(len(points)))]
-    closest = np.concatenate(
-        list(blocks(lambda span: _distances(points[span], squared[span], points[chosen])[:, 0]))
-    )
+    closest = np.concatenate(list(blocks(lambda span: _distances(points[span], squared[span], points[chosen])[:, 0])))
     while len(chosen) < clusters:
         cumulative = np.cumsum(closest, dtype=np.float64)
         if cumulative[-1] <= 0:  # fewer distinct points than clusters: any other rows serve, their clusters stay empty

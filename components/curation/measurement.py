@@ -1,4 +1,4 @@
-"""What curation knows of one image: measured once, when it is decoded. Everything after works on these few kilobytes."""
+"""What curation knows of one image: measured once, when it is decoded; all that follows works on these kilobytes."""
 
 from __future__ import annotations
 

@@ -44,7 +44,13 @@ def balanced_sample(paths: np.ndarray, target: int, *, seed: int, copies: int = 
 
 
 def _share_out(
-    paths: np.ndarray, members: np.ndarray, path: tuple[int, ...], target: int, seed: int, copies: int, drawn: np.ndarray
+    paths: np.ndarray,
+    members: np.ndarray,
+    path: tuple[int, ...],
+    target: int,
+    seed: int,
+    copies: int,
+    drawn: np.ndarray,
 ) -> None:
     generator = np.random.default_rng([seed, len(path), *path])
     if len(path) == paths.shape[1]:

@@ -174,5 +174,3 @@ def _columns(parts: list[Table]) -> Scan:
         else:
             values[name] = table[name].to_numpy()
     return Scan(**values)
-
-

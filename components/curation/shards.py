@@ -45,7 +45,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sample lies: ``offset`` is that of the image's first byte in the shard file, ``header`` its tar header."""
+    """Where a sample lies in its shard file: its tar header, and the ``offset`` of the image's first byte."""
 
     shard: int
     header: int
@@ -128,16 +128,16 @@ def write_shards(
     """
     folder.mkdir(parents=True, exist_ok=True)
     for number, size in enumerate(sizes):
-        with (folder / shard_name(number)).open("wb") as file:
-            file.truncate(size)
+        with (folder / shard_name(number)).open("wb") as shard:
+            shard.truncate(size)
     wanted = {sample.row: place for place, sample in enumerate(samples)}
     open_files = _Files(folder)
     try:
         with Progress("write shards", len(samples)) as progress:
             for row, file in enumerate(files):
-                number = wanted.pop(row, None)
-                if number is None:
+                if row not in wanted:
                     continue
+                number = wanted.pop(row)
                 sample, place = samples[number], places[number]
                 if file.data is None or hashlib.sha256(file.data).hexdigest() != sample.sha256:
                     raise _changed(pool, sample.source)
@@ -155,8 +155,8 @@ def write_shards(
     if wanted:
         raise _changed(pool, samples[next(iter(wanted.values()))].source)
     for number in range(len(sizes)):
-        with (folder / shard_name(number)).open("rb") as shard:
-            os.fsync(shard.fileno())
+        with (folder / shard_name(number)).open("rb") as written:
+            os.fsync(written.fileno())
 
 
 def _write_at(descriptor: int, data: bytes, offset: int) -> None:

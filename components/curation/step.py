@@ -45,8 +45,9 @@ def run(config: CurationConfig, inputs: Mapping[str, str], output: Path) -> dict
     rejections = _Rejections(scan)
     usable = _filter(scan, config.filters, rejections)
     if not len(usable):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in rejections.counts().most_common())
-        raise UserError(f"{pool.url}: none of its {len(scan)} files is a usable image ({reasons})")
+        most_first = sorted(rejections.counts().items(), key=lambda item: (-item[1], item[0]))
+        told = ", ".join(f"{count} {reason}" for reason, count in most_first)
+        raise UserError(f"{pool.url}: none of its {len(scan)} files is a usable image ({told})")
     unique, because = _deduplicate(scan, usable, config, rejections)
     drawn, weights, clusters, levels = _balance(scan, unique, config, rejections)
 
@@ -131,7 +132,8 @@ def _filter(scan: Scan, filters: FilterConfig, rejections: _Rejections) -> np.nd
         elif min(width, height) < filters.min_side:
             rejections.add(row, "too-small", f"{width} x {height}, the shorter side is below {filters.min_side}")
         elif max(width, height) > filters.max_aspect * min(width, height):
-            rejections.add(row, "too-elongated", f"{width} x {height}, longer than {filters.max_aspect:g} times its side")
+            limit = f"longer than {filters.max_aspect:g} times its side"
+            rejections.add(row, "too-elongated", f"{width} x {height}, {limit}")
         elif scan.contrast[row] < filters.min_contrast:
             rejections.add(row, "blank", f"its pixels vary by {scan.contrast[row]:.2f} levels")
         else:
@@ -251,6 +253,13 @@ def _disk_bytes(config: CurationConfig, inputs: Mapping[str, str]) -> int:
     return spare + sum(sizes) + 5000 * len(sizes)
 
 
+def _pool_digest(url: str) -> str:
+    """What names the pool: also its unreadable files, and what a list of URLs points to."""
+    from components.curation.pool import pool_digest
+
+    return pool_digest(url)
+
+
 STEP = Step(
     name="curation",
     summary="Turn a raw pool of images into a deduplicated, balanced, versioned dataset of shards.",
@@ -260,6 +269,7 @@ STEP = Step(
             "pool",
             "images without labels: a folder, archive, WebDataset shards, Parquet or list of URLs; sample: is embedded",
             kind="url",
+            digest=_pool_digest,
         ),
     ),
     run=run,

@@ -97,7 +97,7 @@ def _standard(rows: np.ndarray) -> np.ndarray:
 
 
 def best_windows(grey: np.ndarray, pairs: np.ndarray, threads: int | None = None) -> Hypotheses:
-    """For each pair (m, 2), i < j and sorted, the alignment of highest correlation, either way round, mirrored or not."""
+    """For each of ``pairs`` (m, 2) the alignment of highest correlation, either way round, mirrored or not."""
     windows, count = fixed_windows(), len(grey)
     boxes = by_blocks(lambda span: content_boxes(grey[span]), count, BLOCK, threads)
     whole = by_blocks(lambda span: describe(grey[span], windows[:1])[:, 0], count, BLOCK, threads)
@@ -107,20 +107,23 @@ def best_windows(grey: np.ndarray, pairs: np.ndarray, threads: int | None = None
     templates = np.concatenate([pairs[:, 1], pairs[:, 0]])
     order = np.argsort(sources, kind="stable")
     starts = np.searchsorted(sources[order], np.arange(count + 1))
-    best = np.zeros((len(sources), 3), np.float32)  # similarity, window (the last: box on box), mirrored
+    best = np.zeros((len(sources), 3), np.float32)  # similarity, window (the last two: see _placing), mirrored
 
     def look(span: slice) -> None:
         described = describe(grey[span], windows)
         for image in range(span.start, span.stop):
             rows = order[starts[image] : starts[image + 1]]
+            if not len(rows):
+                continue
             others = templates[rows]
-            scores = np.empty((2, len(windows) + 1, len(rows)), np.float32)
+            scores = np.empty((2, len(windows) + 2, len(rows)), np.float32)
             for way, (full, box) in enumerate(((whole, boxed), (flipped, boxed_flipped))):
-                scores[way, :-1] = described[image - span.start] @ full[others].T
+                scores[way, :-2] = described[image - span.start] @ full[others].T
+                scores[way, -2] = full[others] @ boxed[image]
                 scores[way, -1] = box[others] @ boxed[image]
             flat = scores.reshape(-1, len(rows))
             chosen = flat.argmax(axis=0)
-            way, window = np.divmod(chosen, len(windows) + 1)
+            way, window = np.divmod(chosen, len(windows) + 2)
             best[rows] = np.stack([flat[chosen, np.arange(len(rows))], window, way], axis=1)
 
     with fixed_blocks(count, BLOCK, threads) as blocks:
@@ -147,12 +150,14 @@ def _placing(
     mirrored: np.ndarray,
     window: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(scale, offset), each (m, 2), of the chosen windows."""
-    box_on_box = (window == len(windows))[:, None]
+    """(scale, offset), each (m, 2), of the chosen windows: a fixed one, the box of the source on the whole template, or
+    box on box."""
     fixed = windows[np.minimum(window, len(windows) - 1).astype(np.int64)]
     mine, other = boxes[source], boxes[template].copy()
     other[mirrored, 0] *= -1
+    other[window == len(windows)] = windows[0]
     ratio = mine[:, 2:] / other[:, 2:]
-    scale = np.where(box_on_box, ratio, fixed[:, 2:])
-    offset = np.where(box_on_box, mine[:, :2] - ratio * other[:, :2], fixed[:, :2])
+    by_box = (window >= len(windows))[:, None]
+    scale = np.where(by_box, ratio, fixed[:, 2:])
+    offset = np.where(by_box, mine[:, :2] - ratio * other[:, :2], fixed[:, :2])
     return scale, offset

@@ -16,11 +16,11 @@ from typing import Any
 from components.deployment.config import DeploymentConfig
 from components.deployment.golden_check import GoldenCheck
 from components.deployment.publication import Published, clear_candidates, publish
-from components.registration.champions import DownloadedVersion, download_version
+from components.registration.champions import DownloadedVersion, default_destination, download_version
 from components.registration.golden import read_golden
 from components.registration.registry import ModelRegistry
 from foundry.errors import UserError
-from foundry.home import home
+from foundry.home import REPOSITORY, home
 from foundry.progress import Progress
 from foundry.storage import write_atomically
 from serving.client import EmbeddingClient
@@ -123,7 +123,7 @@ def _champions(registration: Path) -> Iterator[Champion]:
         if number is None:
             print(f"deployment: {model} has no champion, it is not deployed", flush=True)
             continue
-        files = download_version(model, number, home() / "cache" / "models", registry=registry)
+        files = download_version(model, number, default_destination(), registry=registry)
         print(f"deployment: {model} version {number} to ONNX", flush=True)
         yield Champion(student, files, cached_export(files.export, home() / "cache" / "onnx"))
 
@@ -151,10 +151,10 @@ def _server(config: DeploymentConfig, repository: ModelRepository) -> Iterator[t
         if keep:
             server.keep()
     except BaseException:
-        stop_server(config.server)
+        stop_server(config.server, drain=False)
         raise
     if not keep:
-        stop_server(config.server)
+        stop_server(config.server, drain=False)
 
 
 def _options(config: DeploymentConfig) -> ServingOptions:
@@ -233,8 +233,8 @@ def _how_to_ask(
 
 
 def _relative(path: Path) -> str:
-    """As typed in the folder the command was started from, where that is shorter."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    """As typed in the checkout, where ``python -m serving`` is run."""
+    return str(path.relative_to(REPOSITORY)) if path.is_relative_to(REPOSITORY) else str(path)
 
 
 def _record(output: Path, document: dict[str, Any], start: float) -> dict[str, Any]:

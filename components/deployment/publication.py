@@ -68,7 +68,7 @@ def publish(
         try:
             repository.serve(name, served, options)
             changed = new or text_before != repository.config(name)
-            differences = {} if changed else _answers_already(control, name, version, golden)
+            differences = {} if changed else _answers_already(control, repository, name, version, golden)
             if not differences:
                 control.load(name)
                 differences = golden.differences(control.url, name, version)
@@ -85,14 +85,16 @@ def publish(
     return Published(tuple(served), tuple(before), changed, differences, seconds)
 
 
-def _answers_already(control: ServerControl, name: str, version: int, golden: GoldenCheck) -> dict[str, float]:
+def _answers_already(
+    control: ServerControl, repository: ModelRepository, name: str, version: int, golden: GoldenCheck
+) -> dict[str, float]:
     """The golden differences of a version that is loaded; {} where it has to be loaded (again)."""
     if version not in control.ready_versions(name):
         return {}
     try:
         return golden.differences(control.url, name, version)
     except UserError:  # a model process that was killed: Triton says READY, answers 500 and does not start it again
-        control.unload(name)
+        repository.touch(name, version)
         return {}
 
 

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from components.common.inputs import DATASET, EVALUATION
 from components.common.step import InputSpec, Step
 from components.common.training_step import (
     CODE,
-    DATASET,
-    DISK_BYTES,
-    EVALUATION,
     RECORDS,
     TRANSIENT,
     run_training,
+    training_disk_bytes,
     training_environment,
 )
 from components.distillation.config import DistillationConfig
@@ -31,9 +30,9 @@ STEP = Step(
     config=DistillationConfig,
     inputs=(DATASET, InputSpec("teacher", "training run to learn from: the result of refinement"), EVALUATION),
     run=run,
-    code=("components.distillation.step", CODE),
+    code=CODE,
     transient=TRANSIENT,
     environment=training_environment,
-    disk_bytes=lambda *_: DISK_BYTES,
+    disk_bytes=training_disk_bytes,
     records=RECORDS,
 )

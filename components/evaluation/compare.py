@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
-from components.common.training_step import default_device
+from components.common.accelerator import default_device
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.curated import cluster_sheet, read_facts
 from components.evaluation.curves import plot_run, read_curves
@@ -42,6 +43,7 @@ RUNS = (("pretrained", "Pretraining"), ("refined", "Refinement"), ("students", "
 
 def compare(config: EvaluationConfig, inputs: Mapping[str, str], output: Path) -> dict[str, Any]:
     """Measure every network, write all files of the result and return its main figures."""
+    torch.set_num_threads(config.threads)
     champions = read_champions(inputs.get("champion", ""))
     subjects = find_subjects(inputs, champions)
     if not is_local(inputs["dataset"]):

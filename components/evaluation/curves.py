@@ -41,41 +41,57 @@ def read_curves(run: Path) -> dict[str, Curve]:
     return curves
 
 
-def _with_last_part(curves: Mapping[str, Curve], names: Sequence[str]) -> dict[str, Curve]:
-    """The curves whose name, after the prefix of a student (``vit/ibot``), is one of ``names``, in that order."""
-    ordered = sorted(curves, key=lambda name: (name.split("/")[:-1], _rank(name, names)))
-    return {name: curves[name] for name in ordered if name.split("/")[-1] in names and not name.startswith("gradient")}
-
-
-def _rank(name: str, names: Sequence[str]) -> int:
-    last = name.split("/")[-1]
-    return names.index(last) if last in names else len(names)
-
-
 def plot_run(curves: Mapping[str, Curve], baselines: Mapping[str, float]) -> bytes | None:
-    """One row of panels: losses, k-NN over steps (with ``baselines`` as dashed lines), health. None without curves."""
-    panels = [
-        ("Losses", _with_last_part(curves, _LOSSES), {}),
-        ("k-NN top-1 (%)", _with_last_part(curves, ("knn_top1",)), baselines),
-        ("Feature rank", _with_last_part(curves, ("feature_rank",)), {}),
-        ("Target entropy, prototype use", _with_last_part(curves, _HEALTH), {}),
+    """Panels two abreast: losses (of each student), k-NN (``baselines`` as grey lines), feature rank, health.
+
+    None where there are no curves. A name with slashes belongs to the student before the last one: ``vit/ibot``.
+    """
+    students = list(dict.fromkeys(_student(name) for name in curves if name.split("/")[-1] in _LOSSES))
+    panels: list[tuple[str, dict[str, Curve], Mapping[str, float]]] = []
+    for student in students:
+        own = {name: curve for name, curve in curves.items() if _student(name) == student}
+        panels.append((f"Losses {student}".strip(), _named(own, _LOSSES), {}))
+    panels += [
+        ("k-NN top-1 (%)", _named(curves, ("knn_top1",)), baselines),
+        ("Feature rank", _named(curves, ("feature_rank",)), {}),
+        ("Target entropy, prototype use", _named(curves, _HEALTH), {}),
     ]
     shown = [panel for panel in panels if panel[1]]
     if not shown:
         return None
-    figure = _figure(4.1 * len(shown), 3.0)
+    rows = (len(shown) + 1) // 2
+    figure = _figure(8.6, 2.55 * rows)
     for number, (title, series, lines) in enumerate(shown, start=1):
-        axes = figure.add_subplot(1, len(shown), number)
+        axes = figure.add_subplot(rows, 2, number)
         factor = 100.0 if title.startswith("k-NN") else 1.0
-        for (name, (steps, values)), colour in zip(series.items(), _repeated(len(series)), strict=True):
-            marker = "o" if len(steps) < 12 else None
-            shown_values = [factor * value for value in values]
-            axes.plot(steps, shown_values, color=colour, label=_label(name), linewidth=1.6, marker=marker, ms=3)
+        for index, (name, (steps, values)) in enumerate(series.items()):
+            label = _label(name) if not title.startswith("Losses") else name.split("/")[-1].replace("_", " ")
+            axes.plot(
+                steps,
+                [factor * value for value in values],
+                color=_COLOURS[index % len(_COLOURS)],
+                label=label,
+                linewidth=1.6,
+                marker="o" if len(steps) < 12 else None,
+                markersize=3,
+            )
         for style, (name, value) in zip((":", "--", "-."), lines.items(), strict=False):
             axes.axhline(factor * value, color="#6b7280", linestyle=style, linewidth=1.1, label=name)
         _dress(axes, title, "step")
-        axes.legend(fontsize=7, frameon=False, loc="best")
+        if len(series) + len(lines) > 1:
+            axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _png(figure)
+
+
+def _student(name: str) -> str:
+    return "/".join(name.split("/")[:-1])
+
+
+def _named(curves: Mapping[str, Curve], names: Sequence[str]) -> dict[str, Curve]:
+    """The curves whose last part is one of ``names``: student by student, in the order of ``names``."""
+    chosen = [name for name in curves if name.split("/")[-1] in names]
+    chosen.sort(key=lambda name: (_student(name), names.index(name.split("/")[-1])))
+    return {name: curves[name] for name in chosen}
 
 
 def _label(name: str) -> str:
@@ -99,10 +115,6 @@ def plot_bars(rows: Sequence[tuple[str, str, float]], unit: str) -> bytes:
     _dress(axes, "", unit)
     axes.grid(False, axis="y")
     return _png(figure)
-
-
-def _repeated(count: int) -> list[str]:
-    return [_COLOURS[index % len(_COLOURS)] for index in range(count)]
 
 
 def _figure(width: float, height: float) -> Any:

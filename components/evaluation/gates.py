@@ -102,11 +102,11 @@ def _gates(subject: Subject, found: Mapping[str, Measures], protocol: Protocol, 
     def above(name: str, measure: str, other: float, margin: float, what: str) -> None:
         gates.append(_above(name, measure, own[measure], other, margin, what))
 
-    untrained = "the same network with random weights"
+    untrained = "that of the same network with random weights"
     if protocol == "classification":
         above("knn_above_random", "knn_top1", random["knn_top1"], settings.knn_margin, untrained)
-        for name, slug in ((RAW_PIXELS, "raw_pixels"), (HISTOGRAM, "colour_histogram")):
-            above(f"knn_above_{slug}", "knn_top1", found[name]["knn_top1"], settings.knn_margin, f"the {name}")
+        for baseline, gate in ((RAW_PIXELS, "knn_above_raw_pixels"), (HISTOGRAM, "knn_above_colour_histogram")):
+            above(gate, "knn_top1", found[baseline]["knn_top1"], settings.knn_margin, f"that of the {baseline}")
     else:
         if protocol == "segmentation":
             above("miou_above_random", "miou", random["miou"], settings.miou_margin, untrained)
@@ -129,14 +129,14 @@ def _above(name: str, measure: str, value: float, other: float, margin: float, w
     passed = value > bound
     more = f" plus the margin of {show(measure, margin)}" if margin else ""
     relation = "is above" if passed else "is not above"
-    text = f"{MEASURES[measure].sentence} {show(measure, value)} {relation} {what} ({show(measure, other)}){more}"
+    text = f"{MEASURES[measure].sentence} ({show(measure, value)}) {relation} {what} ({show(measure, other)}){more}"
     return Gate(name, value, bound, ">", passed, text)
 
 
 def _at_least(name: str, measure: str, value: float, bound: float, what: str) -> Gate:
     passed = value >= bound
     relation = "reaches" if passed else "is below"
-    text = f"{MEASURES[measure].sentence} {show(measure, value)} {relation} {what} ({show(measure, bound)})"
+    text = f"{MEASURES[measure].sentence} ({show(measure, value)}) {relation} {what} ({show(measure, bound)})"
     return Gate(name, value, bound, ">=", passed, text)
 
 

@@ -96,7 +96,8 @@ def _head(content: Content) -> Markup:
     title = "Passed" if verdict.passed else "Not passed"
     cards = _cards(content)
     return Markup(
-        f"<h1>Evaluation report</h1>\n{paragraph(_protocol_line(content), 'note')}\n"
+        '<div class="over">DINO Foundry</div>\n<h1>Evaluation report</h1>\n'
+        f"{paragraph(_protocol_line(content), 'note')}\n"
         f'<div class="verdict {state}"><strong>{title}</strong>{text(verdict.summary)}</div>\n'
         f'<div class="cards">{cards}</div>'
     )
@@ -200,7 +201,9 @@ def _gates(content: Content) -> Markup:
                     number(f"{gate.measured:.4g}"),
                     number(f"{'≥' if gate.comparison == '>=' else '>'} {gate.bound:.4g}"),
                     state,
-                    gate.explanation[0].upper() + gate.explanation[1:],
+                    f"The {gate.explanation}."
+                    if gate.name != "teacher_learned"
+                    else f"{gate.explanation.capitalize()}.",
                 ]
             )
         word = "passed" if judgement.passed else "not passed"

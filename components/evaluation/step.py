@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from components.common.accelerator import accelerator_name, default_device
+from components.common.inputs import DATASET
 from components.common.step import InputSpec, Step
-from components.common.training_step import DATASET, accelerator_name, default_device
 from components.evaluation.config import EvaluationConfig
 
 

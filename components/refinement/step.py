@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from components.common.inputs import DATASET, EVALUATION
 from components.common.step import InputSpec, Step
 from components.common.training_step import (
     CODE,
-    DATASET,
-    DISK_BYTES,
-    EVALUATION,
     RECORDS,
     TRANSIENT,
     run_training,
+    training_disk_bytes,
     training_environment,
 )
 from components.refinement.config import RefinementConfig
@@ -31,9 +30,9 @@ STEP = Step(
     config=RefinementConfig,
     inputs=(DATASET, InputSpec("teacher", "training run to continue: the result of pretraining"), EVALUATION),
     run=run,
-    code=("components.refinement.step", CODE),
+    code=CODE,
     transient=TRANSIENT,
     environment=training_environment,
-    disk_bytes=lambda *_: DISK_BYTES,
+    disk_bytes=training_disk_bytes,
     records=RECORDS,
 )

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from components.common.manifest import Manifest, read_manifest
+from components.common.tracking import TAG_PREFIX
 from foundry.errors import UserError
 from foundry.home import REPOSITORY
 from foundry.storage import sha256_of_file
@@ -98,3 +99,15 @@ def dvc_md5(step: str, fingerprint: str, repository: Path = REPOSITORY) -> str |
             if row.get("path", "").rstrip("/") == f"artifacts/{step}":
                 return row.get("md5")
     return None
+
+
+def record_dataset_revision(registered: Mapping[str, Mapping[str, Any]], md5: str) -> None:
+    """Add DVC's hash of the dataset to versions that were registered before DVC knew it.
+
+    ``registered`` is the ``students`` of ``registration.json``.
+    """
+    from components.common.mlflow_store import client
+
+    registry = client()
+    for row in registered.values():
+        registry.set_model_version_tag(row["model"], row["version"], f"{TAG_PREFIX}dataset_dvc_md5", md5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import tempfile
 import time
@@ -10,11 +11,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.common.fingerprint import code_digest
 from components.common.mlflow_store import default_address, plain_address_errors
-from components.common.tracking import TrackedRun, finite_scalars, flatten, tag_values
+from components.common.tracking import TAG_PREFIX, TrackedRun, finite_scalars, flatten, tag_values
 from components.registration.packaging import count_parameters, write_model
 from components.registration.registry import CHALLENGER, EXPORT_DIGEST, LOGGED_MODEL, ModelRegistry
 from components.registration.students import Student
+from foundry.settings import digest_of
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -42,19 +45,23 @@ def publish(
         registry: where.
         run: the run that registers; the logged model belongs to it.
         model: name of the registered model; made where it is missing.
-        student: what to register; its digest is looked up first.
+        student: what to register. Its digest is looked up first, with the code that makes its pixels: a network
+            whose images would be decoded otherwise than before is another version, with golden embeddings of its own.
         golden: writes the golden images of the student into a folder; only called for a new version.
         card: model card, Markdown.
         parameters: settings shown with the model, nested.
         metrics: scores shown with the model, nested.
         tags: lineage of a new version, without ``foundry.``; an existing version keeps the lineage it was made with.
     """
-    existing = registry.versions(model, (EXPORT_DIGEST, student.digest)) if registry.find_model(model) else []
+    pixels = pixels_digest()
+    known = registry.versions(model, (EXPORT_DIGEST, student.digest)) if registry.find_model(model) else []
+    existing = [version for version in known if version.tags.get(f"{TAG_PREFIX}pixels_digest") == pixels]
     new = not existing
     if new:
         identity = {
             "student": student.name,
             "export_digest": student.digest,
+            "pixels_digest": pixels,
             "parameters": count_parameters(student.export),
         }
         rows = tag_values({**tags, **identity}, _TAG_LIMIT)
@@ -68,6 +75,11 @@ def publish(
     with plain_address_errors(registry.uri):
         registry.client.set_registered_model_alias(model, CHALLENGER, version.version)
     return version, new
+
+
+def pixels_digest() -> str:
+    """Digest of what decides the pixels that a network sees: the code of ``foundry.images`` and Pillow's version."""
+    return digest_of({"code": code_digest(("foundry.images",)), "pillow": importlib.metadata.version("pillow")})
 
 
 def _create(

@@ -32,7 +32,7 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> np.ndarray:
     if transform is None and image.mode == "L":
         return np.repeat(np.asarray(image)[:, :, None], 3, axis=2)
     if transform is None:
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     if image.mode == "L":
         return _colours_of_levels(transform)[np.asarray(image)]
     return np.asarray(transform.apply(image))

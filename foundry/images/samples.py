@@ -72,6 +72,9 @@ def _eight_bits(opened: Opened) -> tuple[Any, Any]:
         stored = image.tag_v2.get(279, 0)
         if sum(stored if isinstance(stored, tuple) else (stored,)) < 3 * image.width * image.height:
             raise ImageError("unsupported", "uncompressed TIFF with subsampled YCbCr")  # Pillow would misread it
+    if opened.name == "jp2" and image.mode != "I;16" and structure.bits_of_jp2(opened.data) > 8:
+        # Pillow 13 rounds such samples to 8 bits without a bound: white overflows to black, opaque to transparent
+        raise ImageError("unsupported", "JPEG 2000 in colour with more than 8 bits a sample")
     image.load()
     mode, key = image.mode, image.info.get("transparency")
     if mode.startswith("I") or mode == "F":

@@ -65,6 +65,15 @@ def count_frames(name: str, data: bytes, limit: int) -> int:
     return max(count, 1)
 
 
+def bits_of_jp2(data: bytes) -> int:
+    """Largest number of bits a sample in a JPEG 2000 codestream (its SIZ segment), or 0 where there is none."""
+    start = data.find(b"\xff\x4f\xff\x51")
+    if start < 0 or len(data) < start + 42:
+        return 0
+    (components,) = struct.unpack_from(">H", data, start + 40)
+    return max(((depth & 0x7F) + 1 for depth in data[start + 42 : start + 42 + 3 * components : 3]), default=0)
+
+
 def is_cut_short(name: str, data: bytes) -> bool:
     """Whether the end that this format announces is missing. Asked only for files that did not decode."""
     if name == "jpeg":

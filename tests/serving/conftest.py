@@ -63,4 +63,4 @@ def served(
             server.control().load(name)
         yield server
     finally:
-        stop_server("tests")
+        stop_server("tests", drain=False)

@@ -134,7 +134,11 @@ print(json.dumps([numpy.__version__, refused.reason, none, "torch" in sys.module
 """
     python = serving_environment() / "bin" / "python"
     result = subprocess.run(
-        [str(python), "-I", "-X", "utf8=0", "-c", program], capture_output=True, text=True, env={"LC_ALL": "C"}, cwd=tmp_path
+        [str(python), "-I", "-X", "utf8=0", "-c", program],
+        capture_output=True,
+        text=True,
+        env={"LC_ALL": "C"},
+        cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
     numpy_version, reason, none, torch, digest = json.loads(result.stdout)

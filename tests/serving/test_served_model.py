@@ -169,9 +169,7 @@ def _pixels(size: int = SIZE, datatype: str = "FP32", count: int = 1) -> dict[st
         ([{**_image(), "name": "picture"}], "unexpected inference input 'picture'"),
     ],
 )
-def test_wrong_requests_get_400_and_say_why(
-    served: RunningServer, inputs: list[dict[str, Any]], message: str
-) -> None:
+def test_wrong_requests_get_400_and_say_why(served: RunningServer, inputs: list[dict[str, Any]], message: str) -> None:
     status, answer = post(served, "vit", {"inputs": inputs, "outputs": [{"name": "embedding"}]})
     assert status == 400
     assert re.search(message, answer["error"])

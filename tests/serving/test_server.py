@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("needs_triton")
 def repository(fresh_home: Path, tmp_path: Path) -> Iterator[ModelRepository]:
     yield ModelRepository(tmp_path / "repository")
     for server in running_servers():
-        stop_server(server.name)
+        stop_server(server.name, drain=False)
 
 
 def traces(server: RunningServer) -> list[str]:
@@ -111,7 +111,9 @@ def test_port_in_use_is_one_plain_line(repository: ModelRepository, which: str) 
 
 def test_server_that_does_not_start_shows_its_own_last_lines(repository: ModelRepository) -> None:
     port = free_port()
-    with pytest.raises(UserError, match=r"Triton did not start; its last lines: .*at the same address and port.*default\.log\)"):
+    with pytest.raises(
+        UserError, match=r"Triton did not start; its last lines: .*at the same address and port.*default\.log\)"
+    ):
         start_server(repository.root, ports=Ports(http=port, grpc=port))
     assert running_servers() == []
 
@@ -188,7 +190,9 @@ def test_killed_server_or_supervisor_leaves_nothing(repository: ModelRepository,
     assert start_server(repository.root).name == server.name
 
 
-def test_killed_model_process_is_an_error_for_clients_and_stop_leaves_nothing(repository: ModelRepository, onnx) -> None:  # type: ignore[no-untyped-def]
+def test_killed_model_process_is_an_error_for_clients_and_stop_leaves_nothing(
+    repository: ModelRepository, onnx
+) -> None:  # type: ignore[no-untyped-def]
     """Triton 2.51 does not start a killed model process again (docs/serving.md); loading anew does."""
     from serving.client import EmbeddingClient
     from tests.serving.tiny_models import encoded, picture
@@ -201,12 +205,10 @@ def test_killed_model_process_is_an_error_for_clients_and_stop_leaves_nothing(re
     with EmbeddingClient(server.url, "vit") as client:
         with pytest.raises(UserError, match="Stub process 'vit_0_0' is not healthy"):
             client.embed([encoded(picture(1))])
-        server.control().unload("vit")
+        repository.touch("vit", 1)
         server.control().load("vit")
         assert client.embed([encoded(picture(1))]).version == 1
-    for pid in model_processes(server):
-        os.kill(pid, signal.SIGKILL)
-    assert stop_server()
+    assert stop_server(drain=False)
     assert traces(server) == []
 
 
@@ -219,7 +221,9 @@ def test_model_that_does_not_load_is_reported_and_the_others_serve(repository: M
     repository.serve("broken", [1], ServingOptions(environment=find_installation().environment))
     server = start_server(repository.root)
     (problem,) = load_models(server, repository)
-    assert problem.startswith("model 'broken' does not load: ") and "INVALID_PROTOBUF" in problem and "\n" not in problem
+    assert (
+        problem.startswith("model 'broken' does not load: ") and "INVALID_PROTOBUF" in problem and "\n" not in problem
+    )
     assert server.control().is_ready("vit")
     assert urllib.request.urlopen(f"{server.url}/v2/health/ready").status == 200
 

@@ -9,8 +9,9 @@ def pca_colours(patches: np.ndarray) -> np.ndarray:
     """(N, h, w, 3) uint8 pictures of patch features (N, h * w, D).
 
     One PCA over the patches of all N images, so equal colours mean similar features in all of them. Each component is
-    scaled to unit variance and passed through 255 / (1 + exp(-2 z)) (the mapping of the DINOv3 demonstration). A
-    component's sign is chosen so that its largest loading is positive. Fewer than three dimensions leave channels grey.
+    scaled to unit variance and passed through 255 / (1 + exp(-1.2 z)): the mapping of the DINOv3 demonstration, less
+    steep since no background is masked out here. A component's sign is chosen so that its largest loading is positive.
+    Fewer than three dimensions leave channels grey.
     """
     from training.probes.features import grid_side
 
@@ -24,5 +25,5 @@ def pca_colours(patches: np.ndarray) -> np.ndarray:
     axes = axes * np.where(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])] < 0, -1.0, 1.0)
     z = x @ axes / np.sqrt(np.maximum(values[order], 1e-12))
     colours = np.full((len(x), 3), 127.5)
-    colours[:, : z.shape[1]] = 255 / (1 + np.exp(-2 * np.clip(z, -20, 20)))
+    colours[:, : z.shape[1]] = 255 / (1 + np.exp(-1.2 * np.clip(z, -20, 20)))
     return np.rint(colours).astype(np.uint8).reshape(count, side, side, 3)

@@ -57,7 +57,7 @@ def _zip(file: BinaryIO) -> Iterator[Member]:
 def _tar(file: BinaryIO) -> Iterator[Member]:
     with tarfile.open(fileobj=file, mode="r|*") as archive:
         while (entry := archive.next()) is not None:
-            archive.members = []  # tarfile remembers every member it has passed
+            archive.members = []  # type: ignore[attr-defined]  # tarfile remembers every member it has passed
             if entry.isdir():
                 continue
 
@@ -80,7 +80,8 @@ def _split(path: str) -> tuple[str, str]:
 
 def _webdataset(stream: Iterator[Member]) -> Iterator[Member]:
     """Leave out sidecars: members with a sidecar's extension beside (in an unbroken run) another of the same key."""
-    key, waiting, with_image = "", [], False
+    key, with_image = "", False
+    waiting: list[Member] = []
     for member in stream:
         member_key, extension = _split(member.path)
         if member_key != key:

@@ -17,6 +17,9 @@ from foundry.storage import sha256_of_file
 SETTLED_NS = 2_000_000_000
 """A file changed less than this before it was read is not remembered: a second change could leave the same time."""
 FLUSH = 1000
+"""New digests that are remembered at once."""
+QUIET_SECONDS = 2.0
+"""Work shorter than this shows no progress."""
 
 
 class _Memory:
@@ -65,13 +68,16 @@ class _Memory:
 def content_digest(files: Iterable[StoredFile]) -> Iterator[tuple[str, str]]:
     """(path, digest of the content) of each file; a file that cannot be read counts as such, not as an error."""
     memory = _Memory()
-    try:
-        with Progress("digest of the pool", None, "files") as progress:
-            for file in files:
-                yield file.path, _digest(memory, file)
+    begun = time.monotonic()
+    progress: Progress | None = None
+    with contextlib.ExitStack() as stack:
+        stack.callback(memory.close)
+        for number, file in enumerate(files):
+            yield file.path, _digest(memory, file)
+            if progress is not None:
                 progress.advance()
-    finally:
-        memory.close()
+            elif time.monotonic() - begun > QUIET_SECONDS:
+                progress = stack.enter_context(Progress("digest of the pool", None, "files", done=number + 1))
 
 
 def _digest(memory: _Memory, file: StoredFile) -> str:

@@ -24,7 +24,7 @@ MAX_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Pool:
-    """A pool that exists. ``files`` reads it; two readings of an unchanged pool give the same files in the same order."""
+    """A pool that exists. Two readings of an unchanged pool give the same files in the same order."""
 
     url: str
     kind: Kind
@@ -36,7 +36,9 @@ class Pool:
         elif self.kind == "files":
             for url in expand_braces(self.url):
                 found = Location.of(url).file()
-                yield StoredFile(url.rpartition("/")[2], found.size, found.open, found.facts, found.local, found.problem)
+                yield StoredFile(
+                    url.rpartition("/")[2], found.size, found.open, found.facts, found.local, found.problem
+                )
         elif self.kind == "manifest":
             yield from tables.manifest_files(Location.of(self.url).file(), self.url)
         else:

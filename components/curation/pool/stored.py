@@ -1,4 +1,4 @@
-"""The files that a pool is stored in: listed in one order on any file system, opened lazily, identified for a digest."""
+"""The files that a pool is stored in: listed in one order on any file system, opened late, identified for a digest."""
 
 from __future__ import annotations
 
@@ -152,11 +152,12 @@ def _walk_remote(system: Any, folder: str, prefix: str) -> Iterator[StoredFile]:
             yield _remote_file(system, prefix + printable(base), path, entry)
 
 
-_FACTS = ("ETag", "etag", "md5", "checksum", "content_md5", "LastModified", "last_modified", "mtime", "updated", "created")
+_CHECKSUMS = ("ETag", "etag", "md5", "checksum", "content_md5")
+_TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
 
 
 def _remote_file(system: Any, name: str, path: str, info: dict[str, Any]) -> StoredFile:
     size = info.get("size")
-    strong = [f"{fact}={info[fact]}" for fact in _FACTS[:5] if info.get(fact)]
-    facts = strong or [f"{fact}={info[fact]}" for fact in _FACTS[5:] if info.get(fact)]
+    facts = [f"{fact}={info[fact]}" for fact in _CHECKSUMS if info.get(fact)]
+    facts = facts or [f"{fact}={info[fact]}" for fact in _TIMES if info.get(fact)]
     return StoredFile(name, size, lambda: system.open(path, "rb"), (f"size={size}", *facts))

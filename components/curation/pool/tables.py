@@ -33,7 +33,9 @@ def parquet_columns(file: BinaryIO) -> tuple[str, bool, str | None] | None:
         return bool(arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind))
 
     def struct(kind: Any) -> bool:
-        return bool(arrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and binary(kind.field("bytes").type))
+        return bool(
+            arrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and binary(kind.field("bytes").type)
+        )
 
     fields = {field.name: field.type for field in schema if binary(field.type) or struct(field.type)}
     named = [name for name in IMAGE_COLUMNS if name in fields]
@@ -66,8 +68,11 @@ def parquet_members(file: BinaryIO, columns: tuple[str, bool, str | None]) -> It
 
 
 def manifest_rows(stored: StoredFile, url: str) -> Iterator[str]:
-    """The URLs that a manifest lists: one a line in ``.txt`` (``#`` begins a comment), a column in ``.csv``/``.tsv``."""
-    with stored.open() as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+    """The URLs in a manifest: one a line in ``.txt`` (``#`` begins a comment), a column in ``.csv`` and ``.tsv``."""
+    with (
+        stored.open() as raw,
+        io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="") as text,
+    ):
         if not url.lower().endswith((".csv", ".tsv")):
             for line in text:
                 if line.strip() and not line.lstrip().startswith("#"):

@@ -66,7 +66,7 @@ def test_a_result_as_input_counts_by_its_content_and_is_named_in_the_manifest(to
     row = read_manifest(through_store.path).inputs["before"]
     assert (row.step, row.fingerprint, row.digest) == ("toy", before.fingerprint, before.digest)
     (tmp_path / "shown" / "part" / "table.txt").unlink()
-    with pytest.raises(UserError, match="before=.*shown is damaged: part/table.txt is missing"):
+    with pytest.raises(UserError, match=r"before=.*shown: it is damaged \(part/table.txt is missing\)"):
         run(toy, {"before": str(tmp_path / "shown")}, rows=5)
 
 
@@ -84,6 +84,35 @@ def test_inputs_are_checked_at_the_door(toy, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there are only sample: and sample:evaluation"):
         run(toy, {"source": "sample:other"})
     assert toy.calls() == []
+
+
+def test_a_persons_folder_may_hold_any_manifest(toy, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
+    (tmp_path / "x.jpg").write_text("x")
+    assert not run(toy, {"source": str(tmp_path)}).reused
+    (tmp_path / "x.jpg").write_text("y")
+    assert not run(toy, {"source": str(tmp_path)}).reused
+
+
+def test_an_input_may_say_itself_what_counts(toy, tmp_path: Path) -> None:
+    import dataclasses
+
+    def only_names(url: str) -> str:
+        if url == "none such":
+            raise UserError("none such: is nowhere")
+        return " ".join(sorted(path.name for path in Path(url).iterdir()))
+
+    step = dataclasses.replace(toy.step, inputs=(InputSpec("source", "names", kind="url", digest=only_names),))
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a").write_text("1")
+    first = execute(step, toy.config(), {"source": str(tmp_path / "d")}, store=toy.store)
+    assert read_manifest(first.path).inputs["source"].digest == "a"
+    (tmp_path / "d" / "a").write_text("2")
+    assert execute(step, toy.config(), {"source": str(tmp_path / "d")}, store=toy.store).reused
+    (tmp_path / "d" / "b").write_text("")
+    assert not execute(step, toy.config(), {"source": str(tmp_path / "d")}, store=toy.store).reused
+    with pytest.raises(UserError, match="^toy: input source=none such: is nowhere$"):
+        execute(step, toy.config(), {"source": "none such"}, store=toy.store)
 
 
 def test_a_missing_required_input_is_named(toy) -> None:

@@ -76,6 +76,9 @@ def test_a_folder_without_manifest_is_no_result(toy) -> None:
     outcome = execute(toy.step, toy.config(), {}, store=toy.store)
     (outcome.path / "manifest.json").unlink()
     assert toy.store.find("toy", outcome.fingerprint) is None
+    assert [state for _, state in toy.store.leftovers()] == ["damaged"]
+    assert not execute(toy.step, toy.config(), {}, store=toy.store).reused
+    assert execute(toy.step, toy.config(), {}, store=toy.store).path == outcome.path
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,13 @@ from components.common.fingerprint import fingerprint_of
 from components.common.manifest import read_manifest
 from components.common.step import Step
 from components.common.store import Store
-from components.common.training_step import TRANSIENT, TrainingConfig, training_environment
+from components.common.training_step import (
+    TRANSIENT,
+    TrainingConfig,
+    network_size,
+    training_disk_bytes,
+    training_environment,
+)
 from components.distillation.step import STEP as DISTILLATION
 from components.pretraining.step import STEP as PRETRAINING
 from components.refinement.step import STEP as REFINEMENT
@@ -113,6 +119,7 @@ def test_refinement_and_distillation_start_from_a_result(pretrained: Outcome, da
     assert read_manifest(distilled.path).inputs["teacher"].fingerprint == refined.fingerprint
 
 
+@pytest.mark.slow
 def test_an_error_of_training_is_the_steps_error(pretrained: Outcome, store: Store, tmp_path: Path) -> None:
     """A result that is no dataset: the training processes say so, in one line."""
     with pytest.raises(UserError, match="dataset.json is missing"):
@@ -163,3 +170,36 @@ def test_defaults_name_recipes_that_exist_and_settings_in_the_fingerprint_are_re
 def test_a_wrong_recipe_is_refused_when_the_settings_are_loaded(values: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         PRETRAINING.config(**values)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "dinov3_vits16",
+        {"arch": "vit", "dim": 128, "depth": 6, "heads": 2, "ffn": "swiglu"},
+        {"arch": "convnext", "depths": [3, 3, 9, 3], "dims": [96, 192, 384, 768]},
+    ],
+    ids=str,
+)
+def test_the_size_of_a_network_is_about_right(spec) -> None:
+    from training.models.architectures import architecture
+    from training.models.build import build_backbone, build_head
+    from training.recipe import Head
+
+    spec = {"arch": spec} if isinstance(spec, str) else spec
+    head = Head(prototypes=4096, hidden=512, bottleneck=128)
+    backbone = build_backbone(spec, device="meta")
+    real = build_head(architecture(spec).dim, head.hidden, head.bottleneck, head.prototypes, device="meta")
+    true = sum(p.numel() for module in (backbone, real) for p in module.parameters())
+    assert network_size(spec, [head]) == pytest.approx(true, rel=0.1)
+
+
+def test_the_disk_estimate_covers_a_run_and_grows_with_the_network(pretrained: Outcome, tmp_path: Path) -> None:
+    config = PRETRAINING.config(overrides={**TINY, "model": TINY_VIT})
+    estimate = training_disk_bytes(config, {})
+    assert read_manifest(pretrained.path).size() < estimate < 200 << 20
+    recipe = tmp_path / "large.yaml"
+    recipe.write_text("{name: large, stage: pretrain, steps: 10, batch: 64, model: {arch: dinov3_vit7b16}}")
+    large = PRETRAINING.config(recipe=str(recipe))
+    assert training_disk_bytes(large, {}) > 6.7e9 * 16
+    assert training_disk_bytes(REFINEMENT.config(), {"teacher": str(pretrained.path)}) < 200 << 20

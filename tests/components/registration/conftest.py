@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from components.common import tracking
 from components.common.manifest import InputRow, Manifest, content_digest_of, describe_files, write_manifest
+from components.registration.config import RegistrationConfig
+from components.registration.step import run
 from foundry.images import Preprocessing
 
 FORMATS = ("jpeg", "png", "webp")
@@ -78,7 +81,9 @@ def write_export(folder, name, seed):
         )  # fmt: skip
         network = DINOv3ViTModel(config)
     else:
-        network = DINOv3ConvNextModel(DINOv3ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 40], image_size=64))
+        network = DINOv3ConvNextModel(
+            DINOv3ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 40], image_size=64)
+        )
     network.eval().save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(Preprocessing(resize=72, crop=64).to_config()))
     save_file({"dino.mlp.0.weight": torch.zeros(2, 2)}, folder / "heads.safetensors")
@@ -130,7 +135,7 @@ class Line:
         refined = publish(folder / "refined", "refinement", {"dataset": curated, "teacher": pretrained})
         for name in students:
             export = folder / "students" / "students" / name / "export"
-            self.networks[name] = write_export(export / "step-000000010", name, seed)
+            self.networks[name, seed] = write_export(export / "step-000000010", name, seed)
             (export / "latest").write_text("step-000000010")
         (folder / "students" / "recipe.yaml").write_text(f"seed: {seed}\n")
         made = publish(folder / "students", "distillation", {"dataset": curated, "teacher": refined})
@@ -147,6 +152,37 @@ def _digest(folder):
     return json.loads((folder / "manifest.json").read_text())["digest"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def line(tmp_path_factory, dataset):
     return Line(tmp_path_factory.mktemp("lines"), dataset)
+
+
+def _register(config, inputs, output):
+    output.mkdir()
+    with tracking.step_run("registration", config={}, lineage={}) as current:
+        result = run(config, inputs, output)
+    assert json.loads((output / "registration.json").read_text())["students"] == result["students"]
+    return result["students"], current.run_id
+
+
+@pytest.fixture(scope="session")
+def register():
+    """``register(config, inputs, output)``: run the step as the step store does; (its students, its MLflow run)."""
+    return _register
+
+
+@pytest.fixture(scope="session")
+def registered(line, tmp_path_factory):
+    """A first registration under the prefix ``shared``: (inputs, registration.json's students, run id)."""
+    inputs = line.inputs(seed=1)
+    output = tmp_path_factory.mktemp("registered") / "registration"
+    return inputs, *_register(RegistrationConfig(prefix="shared", licence="CC0"), inputs, output)
+
+
+@pytest.fixture(scope="session")
+def downloaded(registered, tmp_path_factory):
+    """The files of the two shared versions, by student."""
+    from components.registration.champions import download_version
+
+    folder = tmp_path_factory.mktemp("downloaded")
+    return {name: download_version(f"shared-{name}", "champion", folder) for name in ("convnext", "vit")}

@@ -203,6 +203,32 @@ def test_alpha_of_other_formats(format: str, tolerance: int) -> None:
     assert_pixels(data, over_white(colour, alpha), tolerance)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_deep_jpeg_2000(channels: int) -> None:
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is the writer of this test")
+    samples = np.linspace(0, 65535, 64 * 64).round().astype(np.uint16).reshape(64, 64)
+    stored = samples if channels == 1 else np.dstack([samples] * 3)
+    _, data = cv2.imencode(".jp2", stored, [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000])
+    if channels == 1:
+        assert_pixels(data.tobytes(), grey(scaled(samples)))
+    else:  # Pillow's colour would show white as black
+        with pytest.raises(ImageError, match="more than 8 bits") as caught:
+            decode_image(data.tobytes())
+        assert caught.value.reason == "unsupported"
+
+
+def test_deep_avif() -> None:
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is the writer of this test")
+    if not hasattr(cv2, "IMWRITE_AVIF_DEPTH"):
+        pytest.skip("this OpenCV writes no AVIF")
+    ramp = np.linspace(0, 1023, 64).round().astype(np.uint16)
+    samples = np.dstack([np.tile(ramp, (64, 1)), np.tile(ramp[:, None], (1, 64)), np.full((64, 64), 1023, np.uint16)])
+    options = [cv2.IMWRITE_AVIF_DEPTH, 10, cv2.IMWRITE_AVIF_QUALITY, 100]
+    done, data = cv2.imencode(".avif", samples[..., ::-1], options)
+    assert done
+    assert_pixels(data.tobytes(), scaled(samples, 1023), 3)
+
+
 def test_animated_webp_shows_its_first_frame() -> None:
     frames = [Image.fromarray(np.full((16, 16, 3), level, np.uint8)) for level in (50, 100, 150)]
     data = saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
@@ -324,6 +350,26 @@ def test_tiff_bilevel_palette_and_inks() -> None:
     colours = tuple(int(v) * 257 for v in PALETTE.T.ravel())
     assert_pixels(tiff_of(GREY8.astype(np.uint8), 8, 3, t320=colours), PALETTE[GREY8])
     assert_pixels(tiff_of(INKS.astype(np.uint8), 8, 5), rgb_of_inks(INKS))
+
+
+def test_tiff_grey_and_palette_with_alpha() -> None:
+    pair = np.dstack([GREY8, ALPHA8])
+    assert_pixels(tiff_of(pair.astype(np.uint8), 8, 1, t338=(2,)), over_white(grey(GREY8), ALPHA8))
+    assert_pixels(tiff_of(pair.astype(np.uint8), 8, 1, t338=(0,)), grey(GREY8))
+    premultiplied = np.dstack([np.floor(GREY8 * ALPHA8 / 255 + 0.5), ALPHA8]).astype(np.uint8)
+    assert_pixels(tiff_of(premultiplied, 8, 1, t338=(1,)), over_white(grey(GREY8), ALPHA8), 1)
+    colours = tuple(int(v) * 257 for v in PALETTE.T.ravel())
+    data = tiff_of(pair.astype(np.uint8), 8, 3, t338=(2,), t320=colours)
+    assert_pixels(data, over_white(PALETTE[GREY8], ALPHA8))
+
+
+def test_tiff_colour_with_alpha_and_spare_samples() -> None:
+    rgba = np.dstack([RGB8, ALPHA8]).astype(np.uint8)
+    assert_pixels(tiff_of(rgba, 8, 2, t338=(2,)), over_white(RGB8, ALPHA8))
+    assert_pixels(tiff_of(rgba, 8, 2, t338=(0,)), RGB8)
+    stored = np.dstack([np.floor(RGB8 * (ALPHA8[..., None] / 255) + 0.5), ALPHA8]).astype(np.uint8)
+    assert_pixels(tiff_of(stored, 8, 2, t338=(1,)), over_white(RGB8, ALPHA8), 1)
+    assert_pixels(tiff_of(np.dstack([INKS, INKS[..., :1]]).astype(np.uint8), 8, 5, t338=(0,)), rgb_of_inks(INKS))
 
 
 def test_tiff_lab() -> None:

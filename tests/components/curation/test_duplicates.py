@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from components.curation.config import DuplicateConfig
+from components.curation.duplicates import Groups, Images, connected_components, equal_pairs, find_duplicates
+from components.curation.measurement import measure
+from tests.components.curation.pictures import crops, encode, photograph
+
+
+def images_of(files: dict[str, bytes]) -> Images:
+    import hashlib
+
+    from foundry.images import decode_image
+
+    found = [measure(decode_image(data)) for data in files.values()]
+    return Images(
+        path=list(files),
+        sha256=[hashlib.sha256(data).hexdigest() for data in files.values()],
+        pixels_sha256=[item.pixels_sha256 for item in found],
+        size=np.array([len(data) for data in files.values()]),
+        width=np.array([item.width for item in found]),
+        height=np.array([item.height for item in found]),
+        hash=np.array([item.hash for item in found], dtype=np.uint64),
+        grey=np.stack([item.grey for item in found]),
+        colour=np.stack([item.colour for item in found]),
+    )
+
+
+def kept_of(files: dict[str, bytes], **settings: float) -> dict[str, tuple[str, str]]:
+    """{path: (path of the one kept of its group, reason)}."""
+    images = images_of(files)
+    groups: Groups = find_duplicates(images, DuplicateConfig(**settings))  # type: ignore[arg-type]
+    names = list(files)
+    return {
+        name: (names[keeper], reason) for name, keeper, reason in zip(names, groups.kept, groups.reason, strict=True)
+    }
+
+
+def icon(text: str, colour: str = "black") -> bytes:
+    image = Image.new("RGB", (96, 96), "white")
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((14, 14, 82, 82), outline="navy", width=5)
+    draw.text((48, 48), text, fill=colour, anchor="mm", font=ImageFont.load_default(34))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+PHOTO = np.ascontiguousarray(photograph("coffee.png")[:360, :480])
+
+
+def changed_copies() -> dict[str, bytes]:
+    image = Image.fromarray(PHOTO)
+    marked = image.copy()
+    draw = ImageDraw.Draw(marked)
+    for y in range(20, 360, 60):
+        draw.text((30 + y % 80, y), "SAMPLE    SAMPLE    SAMPLE", fill="white", font=ImageFont.load_default(16))
+    variants = {
+        "smaller": image.resize((240, 180), Image.Resampling.LANCZOS),
+        "grey": image.convert("L").convert("RGB"),
+        "bright": image.point(lambda level: min(255, int(level * 1.25 + 10))),
+        "caption": Image.fromarray(np.pad(PHOTO, ((0, 50), (0, 0), (0, 0)), constant_values=255)),
+        "border": Image.fromarray(np.pad(PHOTO, ((25, 25), (25, 25), (0, 0)), constant_values=0)),
+        "watermark": marked,
+        "crop": image.crop((40, 20, 448, 326)),
+        "mirror": image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        "rotated": image.rotate(4),
+    }
+    files = {}
+    for name, variant in variants.items():
+        file = io.BytesIO()
+        variant.save(file, "JPEG", quality=85)
+        files[name] = file.getvalue()
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=25)
+    return {**files, "jpeg": file.getvalue()}
+
+
+def test_changed_copies_are_found_among_other_photographs() -> None:
+    files = {"original": encode(PHOTO), **changed_copies()}
+    others = {f"other-{number:02d}": encode(piece) for number, piece in enumerate(crops(40))}
+    found = kept_of({**others, **files})
+    assert {found[name][0] for name in files} == {"border"}, "one group; the largest is kept"
+    assert {found[name][1] for name in files} == {"", "near-duplicate"}
+    assert all(found[name] == (name, "") for name in others)
+
+
+def test_near_duplicates_may_stay() -> None:
+    found = kept_of({"original": encode(PHOTO), **changed_copies()}, near=False)
+    assert all(keeper == name for name, (keeper, _) in found.items())
+
+
+def test_equal_bytes_and_equal_pixels_have_their_own_reasons() -> None:
+    data = encode(PHOTO)
+    files = {"b": data, "a": data, "large": encode(PHOTO, compress_level=0), "bmp": encode(PHOTO, "BMP")}
+    found = kept_of(files, near=False)
+    keeper = max(files, key=lambda name: len(files[name]))
+    assert found["a"] == found["b"] == (keeper, "same-pixels")
+    assert found[keeper] == (keeper, "")
+    assert kept_of({"b": data, "a": data}) == {"b": ("a", "exact-duplicate"), "a": ("a", "")}
+
+
+def test_the_best_of_a_group_is_kept() -> None:
+    half = PHOTO[::2, ::2]
+    grey = np.repeat(half.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
+    files = {
+        "z-large": encode(PHOTO),
+        "small-fine": encode(half, "JPEG", quality=95),
+        "small-coarse": encode(half, "JPEG", quality=40),
+        "a-grey": encode(grey),
+    }
+    images = images_of(files)
+    assert np.array(list(files))[np.argsort(images.ranks())].tolist() == [
+        "z-large",
+        "small-fine",
+        "small-coarse",
+        "a-grey",
+    ]
+    groups = find_duplicates(images, DuplicateConfig())
+    assert groups.kept.tolist() == [0, 0, 0, 0]
+    assert groups.advantage == ["resolution"] * 4
+    without = images_of({name: files[name] for name in ("a-grey", "small-coarse", "small-fine")})
+    groups = find_duplicates(without, DuplicateConfig())
+    assert groups.kept.tolist() == [2, 2, 2]
+    assert groups.advantage == ["colour", "bytes", "bytes"]
+    assert groups.sizes.tolist() == [3, 3, 3]
+
+
+def test_look_alikes_stay_apart() -> None:
+    files = {f"icon-{text}": icon(text) for text in ("A", "8", "OK", "X", "?")}
+    red, green = PHOTO.copy(), PHOTO.copy()
+    red[..., 1:] //= 3
+    green[..., ::2] //= 3
+    files |= {"red": encode(red), "green": encode(green)}
+    files |= {f"piece-{number}": encode(piece) for number, piece in enumerate(crops(24, 64))}
+    found = kept_of(files)
+    assert {name: keeper for name, (keeper, _) in found.items() if keeper != name} == {}
+
+
+def test_plain_images_are_joined_only_where_they_are_equal() -> None:
+    def plain(level: int, side: int) -> bytes:
+        return encode(np.full((side, side, 3), level, np.uint8))
+
+    files = {"white": plain(255, 40), "white again": plain(255, 40), "large": plain(255, 50), "grey": plain(128, 40)}
+    found = kept_of(files)
+    assert found["white again"] == ("white", "exact-duplicate")
+    assert [found[name][0] for name in ("white", "large", "grey")] == ["white", "large", "grey"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_components_against_a_search_through_the_graph(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    pairs = generator.integers(0, 60, (45, 2))
+    expected = np.arange(60)
+    for _ in range(60):
+        for one, other in pairs:
+            expected[[one, other]] = min(expected[one], expected[other])
+    np.testing.assert_array_equal(connected_components(60, pairs), expected)
+    assert connected_components(3, np.zeros((0, 2), np.int64)).tolist() == [0, 1, 2]
+
+
+def test_equal_pairs() -> None:
+    assert equal_pairs(["x", "y", "x", "z", "x", "y"]).tolist() == [[0, 2], [0, 4], [1, 5]]
+    assert equal_pairs([]).shape == (0, 2)
+
+
+def test_a_single_image() -> None:
+    assert kept_of({"only": encode(PHOTO)}) == {"only": ("only", "")}

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from components.curation import embedding
+from components.curation.embedding import describe, embed, principal_components
+from components.curation.measurement import measure
+from tests.components.curation.pictures import crops
+
+
+def thumbnails(count: int) -> tuple[np.ndarray, np.ndarray]:
+    found = [measure(piece) for piece in crops(count)]
+    return np.stack([item.grey for item in found]), np.stack([item.colour for item in found])
+
+
+def test_principal_components_equal_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.decomposition import PCA
+
+    monkeypatch.setattr(embedding, "SUM_BLOCK", 50)
+    generator = np.random.default_rng(0)
+    rows = (generator.normal(size=(230, 12)) * np.arange(1, 13) + 5).astype(np.float32)
+    ours = principal_components(rows, 5)
+    theirs = PCA(5, svd_solver="full").fit_transform(rows.astype(np.float64))
+    signs = np.sign((ours * theirs).sum(axis=0))
+    np.testing.assert_allclose(ours, theirs * signs, atol=1e-3)
+    for threads in (1, 3):
+        np.testing.assert_array_equal(ours, principal_components(rows, 5, threads))
+
+
+def test_vectors_are_of_unit_length_and_at_most_so_many() -> None:
+    vectors = embed(*thumbnails(30), components=8)
+    assert vectors.shape == (30, 8) and vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_one_image_and_plain_images_have_vectors() -> None:
+    assert np.isfinite(embed(*thumbnails(1), components=4)).all()
+    grey, colour = np.full((3, 64, 64), 128, np.uint8), np.zeros((3, 16, 16, 2), np.int8)
+    assert np.isfinite(describe(grey, colour)).all()
+
+
+def test_pieces_of_one_photograph_are_nearer_than_pieces_of_others() -> None:
+    vectors = embed(*thumbnails(60), components=32)
+    source = np.arange(60) % 6
+    similarity = vectors @ vectors.T
+    np.fill_diagonal(similarity, -1)
+    assert (source[similarity.argmax(axis=1)] == source).mean() > 0.6

@@ -1,0 +1,156 @@
+"""One line, told three times: the graph, dvc.yaml and the steps' own declarations say the same."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.common.kfp_face import step_named
+from components.common.params import load_params
+from foundry.errors import UserError
+from foundry.settings import Settings
+from pipelines.stations import STATIONS
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STEPS = [station.step for station in STATIONS if station.step]
+TASKS = {station.task: station.step for station in STATIONS}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """(file, pipeline document, platform document) of two compilations in processes of different hash seeds."""
+    folder = tmp_path_factory.mktemp("compiled")
+    texts = []
+    for seed in ("1", "2"):
+        path = folder / f"line-{seed}.yaml"
+        subprocess.run(
+            [sys.executable, "-m", "pipelines", "compile", str(path), "--image", "registry/x/python@sha256:0123"],
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+        )
+        texts.append(path.read_bytes())
+    assert texts[0] == texts[1]
+    pipeline, platform = yaml.safe_load_all(texts[0])
+    return path, pipeline, platform
+
+
+def test_the_stations_are_the_tasks_of_the_graph(compiled: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
+    _, pipeline, platform = compiled
+    tasks = pipeline["root"]["dag"]["tasks"]
+    assert set(tasks) == set(TASKS)
+    for name, task in tasks.items():
+        assert task["taskInfo"]["name"] == next(station.title for station in STATIONS if station.task == name)
+        assert not task["cachingOptions"].get("enableCache", False)
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert {name.removeprefix("exec-") for name in executors} == set(tasks)
+    assert all(executor["pvcMount"][0]["mountPath"] == "/foundry" for executor in executors.values())
+
+
+def test_every_step_gets_each_of_its_inputs(compiled: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
+    _, pipeline, _ = compiled
+    for name, task in pipeline["root"]["dag"]["tasks"].items():
+        if TASKS[name] is None:
+            continue
+        inputs = task["inputs"]
+        given = {*inputs.get("artifacts", {}), *inputs.get("parameters", {})} - {"config"}
+        assert given == {spec.name for spec in step_named(TASKS[name]).inputs}
+        assert inputs["parameters"]["config"]["componentInputParameter"] == TASKS[name]
+
+
+def test_the_image_is_the_one_named(compiled: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
+    _, pipeline, _ = compiled
+    images = {executor["container"]["image"] for executor in pipeline["deploymentSpec"]["executors"].values()}
+    assert images == {"registry/x/python@sha256:0123"}
+
+
+def test_parameters_have_types_descriptions_and_the_defaults_of_params(
+    compiled: tuple[Path, dict[str, Any], dict[str, Any]],
+) -> None:
+    _, pipeline, _ = compiled
+    parameters = pipeline["root"]["inputDefinitions"]["parameters"]
+    types = {name: parameter["parameterType"] for name, parameter in parameters.items()}
+    assert types == {"images": "STRING", "labels": "STRING", "volume": "STRING", **dict.fromkeys(STEPS, "STRUCT")}
+    assert all(len(parameter["description"]) > 20 for parameter in parameters.values())
+    written = load_params(REPOSITORY / "params.yaml")
+    assert parameters["images"]["defaultValue"] == written.inputs.images
+    assert parameters["labels"]["defaultValue"] == written.inputs.evaluation
+    for step in STEPS:  # numbers went through doubles and nulls were left out: the settings are the same
+        values = parameters[step]["defaultValue"]
+        assert type(getattr(written, step)).model_validate(values) == getattr(written, step)
+    assert len(pipeline["pipelineInfo"]["description"]) > 200
+
+
+def test_the_compiled_file_loads_back(compiled: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from kfp import components
+
+        loaded = components.load_component_from_file(str(compiled[0]))
+    assert loaded.name == "dino-foundry-line"
+    assert {"images", "labels", *STEPS} <= set(loaded.component_spec.inputs)
+
+
+def stage_inputs(stage: dict[str, Any]) -> dict[str, str]:
+    words = shlex.split(stage["cmd"])
+    return dict(words[place + 1].split("=", 1) for place, word in enumerate(words) if word == "--input")
+
+
+def test_dvc_has_the_same_steps_with_the_same_inputs(compiled: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
+    _, pipeline, _ = compiled
+    tasks = pipeline["root"]["dag"]["tasks"]
+    stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    assert list(stages) == STEPS
+    for name, task in tasks.items():
+        step = TASKS[name]
+        if step is None:
+            continue
+        inputs = stage_inputs(stages[step])
+        artifacts = task["inputs"].get("artifacts", {})
+        expected = {
+            key: f"artifacts/{TASKS[source['taskOutputArtifact']['producerTask']]}" for key, source in artifacts.items()
+        }
+        assert {key: value for key, value in inputs.items() if value.startswith("artifacts/")} == expected
+        assert set(inputs) == {spec.name for spec in step_named(step).inputs}
+        assert f"python -m components.{step} --params params.yaml" in stages[step]["cmd"]
+        assert f"--output artifacts/{step}" in stages[step]["cmd"]
+        assert set(expected.values()) <= set(stages[step]["deps"])
+
+
+def test_dvc_watches_every_setting_that_a_stage_reads() -> None:
+    stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    for step, stage in stages.items():
+        templated = {
+            name for name in re.findall(r"\$\{([\w.]+)\}", stage["cmd"]) if not name.startswith("registration")
+        }
+        assert {step} | templated == set(stage["params"])
+
+
+def test_a_null_that_says_something_cannot_go_through_kubeflow() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from pipelines.line import as_struct
+
+    class Inner(Settings):
+        size: int | None = None
+        limit: int | None = 3
+
+    class Outer(Settings):
+        inner: Inner = Inner()
+        free: dict[str, Any] = {}
+
+    assert as_struct(Outer(), "outer") == {"inner": {"limit": 3}, "free": {}}
+    with pytest.raises(UserError, match="outer.inner.limit"):
+        as_struct(Outer(inner=Inner(limit=None)), "outer")
+    with pytest.raises(UserError, match="outer.free"):
+        as_struct(Outer(free={"a": [{"b": None}]}), "outer")
