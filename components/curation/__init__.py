@@ -1,0 +1,1 @@
+"""Raw pool -> deduplicated, balanced, versioned shards."""

@@ -36,9 +36,12 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Groups:
-    """For each of n images: ``kept`` (n,) int64, the one that is kept of its group (itself where it is); ``reason``, why
-    it is dropped (a key of ``REASONS``), or empty; ``advantage``, in which of ``MERITS`` the kept one is better (of a
-    kept image: better than the next best; empty where it is alone); ``sizes`` (n,), members of its group."""
+    """What was found for each of n images.
+
+    ``kept`` (n,) int64: the one that is kept of its group, itself where it is. ``reason``: why it is dropped (a key of
+    ``REASONS``), or empty. ``advantage``: in which of ``MERITS`` the kept one is better; of a kept image, better than
+    the next best (empty where it is alone). ``sizes`` (n,): members of its group.
+    """
 
     kept: np.ndarray
     reason: list[str]

@@ -4,8 +4,8 @@
 
 A ViT/16 with random weights is exported, published and asked for embeddings of JPEG photographs; in the same rounds the
 same images go through the same model without a server. Prints one JSON object as its last line: seconds to export,
-start and load, milliseconds of one query (median and 95th percentile), images a second served and in process, and their
-ratio.
+start and load, milliseconds of one query, images a second served and in process (the best round of each, so that a busy
+machine counts less), and their ratio.
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "query_ms": {
+            "best": round(min(latencies), 2),
             "median": round(float(np.median(latencies)), 2),
             "p95": round(float(np.percentile(latencies, 95)), 2),
         },
@@ -121,7 +122,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(argv: list[str]) -> int:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (
@@ -134,14 +135,17 @@ def main() -> None:
         ("rounds", 5),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="foundry-benchmark-") as folder:
         from foundry.home import home
 
         os.environ.setdefault("FOUNDRY_TRITON", str(home() / "triton"))
         os.environ["FOUNDRY_HOME"] = folder
         print(json.dumps(measure(arguments, Path(folder))))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    from foundry.errors import run_command
+
+    sys.exit(run_command(main))

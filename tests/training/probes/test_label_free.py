@@ -135,10 +135,8 @@ def test_measures_of_a_model():
     pixels = [Pixels(12, side.__getitem__, preprocessing) for side in (views.first, views.second)]
 
     def model(batch):
-        return {
-            "cls": batch.flatten(1),
-            "patches": batch.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2),
-        }
+        cells = batch.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5)
+        return {"cls": batch.flatten(1), "patches": cells.flatten(3).flatten(1, 2)}
 
     found = label_free_measures(model, *pixels, views.to_second, batch=5)
     flat = [np.stack([preprocessing(view).ravel() for view in side]) for side in (views.first, views.second)]

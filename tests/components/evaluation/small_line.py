@@ -1,0 +1,106 @@
+"""The inputs of an evaluation in small: a dataset, three runs with exports, a labelled set."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+from foundry.images import Preprocessing
+from tests.training.curated import write_dataset
+from training.models.build import build_backbone
+from training.models.interchange import save_export
+
+VIT = {"arch": "vit", "dim": 24, "depth": 2, "heads": 2, "patch_size": 8, "registers": 1}
+CONVNEXT = {"arch": "convnext", "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 24]}
+CLASSES = ("stripes", "dots", "waves")
+
+
+def picture(label: int, seed: int, side: int = 40) -> np.ndarray:
+    """An image of class ``label``: a texture at random brightness, colour and phase."""
+    rng = np.random.default_rng([label, seed])
+    y, x = np.mgrid[0:side, 0:side].astype(float) + rng.uniform(0, 20, (2, 1, 1))
+    texture = [np.sin(x), np.sin(x) * np.sin(y), np.sin(0.3 * x + 2 * np.sin(0.3 * y))][label]
+    colour = rng.uniform(0.4, 1.0, 3)
+    image = 128 + 70 * texture[..., None] * colour + rng.normal(0, 8, (side, side, 3))
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def png(array: np.ndarray) -> bytes:
+    """``array`` as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_labelled_set(folder: Path, labels: bool = True, masks: bool = True) -> Path:
+    """12 train and 6 test images a class, and 6 + 4 mosaics of two halves."""
+    folder.mkdir()
+    if labels:
+        lines = ["filename,label,split"]
+        for split, count in (("train", 12), ("test", 6)):
+            for label, name in enumerate(CLASSES):
+                for number in range(count):
+                    file = f"{split}-{label}-{number}.png"
+                    (folder / file).write_bytes(png(picture(label, number + 100 * (split == "test"))))
+                    lines.append(f"{file},{name},{split}")
+        (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    if masks:
+        lines = ["filename,mask,split"]
+        for split, count in (("train", 6), ("test", 4)):
+            for number in range(count):
+                left, right = number % 3, (number + 1) % 3
+                scene = picture(left, 500 + number)
+                scene[:, 20:] = picture(right, 600 + number)[:, 20:]
+                mask = np.full((40, 40), left, np.uint8)
+                mask[:, 20:], mask[:, 20] = right, 255
+                (folder / f"scene-{split}-{number}.png").write_bytes(png(scene))
+                (folder / f"mask-{split}-{number}.png").write_bytes(png(mask))
+                lines.append(f"scene-{split}-{number}.png,mask-{split}-{number}.png,{split}")
+        (folder / "masks.csv").write_text("\n".join(lines) + "\n")
+        rows = "".join(f"{id},{name}\n" for id, name in enumerate(CLASSES))
+        (folder / "classes.csv").write_text("id,name\n" + rows)
+    return folder
+
+
+def _exports(root: Path, spec: dict, trained_seed: int, side: int, blind: bool) -> None:
+    """An untrained network (``blind``: one that sees nothing) and a "trained" one."""
+    for step, seed in ((0, 0), (40, trained_seed)):
+        model = build_backbone(spec, seed=seed).eval()
+        if step == 0 and blind:
+            with torch.no_grad():
+                first = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
+                first.weight.zero_()
+        save_export(model, root / f"step-{step:09d}", Preprocessing(resize=side, crop=side))
+    (root / "latest").write_text("step-000000040\n")
+
+
+def _run(folder: Path, name: str, students: bool = False) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"name": name, "steps": 40, "batch": 8, "seed": 0}))
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step in range(0, 40, 10):
+            values = {"loss": 5 - step / 20, "ibot": 2.0, "feature_rank": 3.0, "knn_top1": 0.4 + step / 100}
+            if students:
+                values = {f"{student}/{key}": value for student in ("vit", "convnext") for key, value in values.items()}
+            file.write(json.dumps({"step": step, "time": 0.0, **values}) + "\n")
+        file.write('{"step": 40, "ti')  # of a killed writer
+    manifest = {"step": name, "fingerprint": "ab" * 32, "digest": "cd" * 32, "git": {"commit": "0123abc"}, "inputs": {}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def write_line(folder: Path, *, blind: bool = True) -> dict[str, str]:
+    """Inputs of the step by name. ``blind``: the untrained networks see nothing, so that any other is better."""
+    write_dataset(folder / "dataset", count=24)
+    for name in ("pretrained", "refined"):
+        _run(folder / name, name)
+        _exports(folder / name / "export", VIT, 5 if name == "refined" else 4, 32, blind)
+    _run(folder / "students", "students", students=True)
+    _exports(folder / "students/students/vit/export", VIT | {"depth": 1}, 6, 32, blind)
+    _exports(folder / "students/students/convnext/export", CONVNEXT, 7, 64, blind)
+    return {name: str(folder / name) for name in ("dataset", "pretrained", "refined", "students")}

@@ -1,0 +1,251 @@
+import hashlib
+import io
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from components.evaluation.config import EvaluationConfig, GateSettings
+from components.evaluation.curves import read_curves
+from components.evaluation.step import STEP
+from foundry.errors import UserError
+from tests.components.evaluation.small_line import write_labelled_set, write_line
+
+SMALL = EvaluationConfig(
+    neighbours=5,
+    further_neighbours=(1,),
+    linear_steps=30,
+    segmentation_steps=20,
+    unlabelled_images=20,
+    pictures=3,
+    gates=GateSettings(rank_bound=1.5),
+)
+RANDOM_NAMES = {"pretrained-random", "student-convnext-random", "student-vit-random"}
+NETWORKS = {"pretrained", "refined", "student-convnext", "student-vit", *RANDOM_NAMES}
+BASELINES = {"raw pixels", "colour histogram"}
+LABEL_FREE = {"copy_retrieval", "feature_rank", "patch_coherence"}
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory):
+    return write_line(tmp_path_factory.mktemp("line"))
+
+
+@pytest.fixture(scope="module")
+def labelled(line, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("labelled")
+    evaluation = write_labelled_set(folder / "set")
+    output = folder / "report"
+    output.mkdir()
+    figures = STEP.run(SMALL, {**line, "evaluation": str(evaluation)}, output)
+    return output, figures, evaluation
+
+
+@pytest.fixture(scope="module")
+def unlabelled(line, tmp_path_factory):
+    output = tmp_path_factory.mktemp("unlabelled")
+    return output, STEP.run(SMALL, line, output)
+
+
+def load(folder, name):
+    return json.loads((folder / name).read_text())
+
+
+def test_all_networks_and_baselines_in_one_table(labelled):
+    output, figures, evaluation = labelled
+    metrics = load(output, "metrics.json")
+    assert metrics["schema"] == 1 and metrics["protocol"] == "classification"
+    assert set(metrics["measures"]) == NETWORKS | BASELINES and set(metrics["models"]) == NETWORKS
+    for measures in metrics["measures"].values():
+        assert set(measures) == {"knn_top1", "linear_top1", "miou"} | LABEL_FREE
+    for measures in metrics["per_class"].values():
+        assert set(measures) == {"stripes", "dots", "waves"}
+    assert metrics["evaluation"]["train"] == 36 and metrics["evaluation"]["test"] == 18
+    assert metrics["details"]["refined"]["linear"]["features"] in ("cls", "cls+patches")
+    assert figures["refined/knn_top1"] == pytest.approx(metrics["measures"]["refined"]["knn_top1"], abs=1e-6)
+    assert figures["colour_histogram/miou"] > 0
+    for name in NETWORKS | BASELINES:
+        recall = np.mean(list(metrics["per_class"][name].values()))  # classes are of equal size
+        assert recall == pytest.approx(metrics["measures"][name]["knn_top1"])
+
+
+def test_a_network_that_sees_nothing_is_at_chance(labelled):
+    metrics = load(labelled[0], "metrics.json")
+    for name in RANDOM_NAMES:
+        measures = metrics["measures"][name]
+        assert measures["knn_top1"] == pytest.approx(1 / 3)
+        assert measures["copy_retrieval"] <= 1 / 20 + 1e-9
+        assert measures["feature_rank"] == pytest.approx(1, abs=0.01)
+        assert measures["patch_coherence"] == pytest.approx(0.5, abs=0.06)
+
+
+def test_verdict_agrees_with_the_figures(labelled):
+    output, figures, _ = labelled
+    verdict, metrics = load(output, "verdict.json"), load(output, "metrics.json")
+    assert set(verdict["students"]) == {"vit", "convnext"} and set(verdict["teachers"]) == {"pretrained", "refined"}
+    for group, prefix in (("teachers", ""), ("students", "student-")):
+        for name, judgement in verdict[group].items():
+            own = metrics["measures"][prefix + name]["knn_top1"]
+            for gate in judgement["gates"]:
+                if gate["name"].startswith("knn_above"):
+                    assert gate["measured"] == own and gate["passed"] == (own > gate["bound"])
+            assert judgement["passed"] == all(gate["passed"] for gate in judgement["gates"])
+    assert verdict["passed"] == all(
+        judgement["passed"] for group in ("teachers", "students") for judgement in verdict[group].values()
+    )
+    assert (figures["passed"], figures["summary"]) == (verdict["passed"], verdict["summary"])
+    assert figures["promotable"] == [name for name, each in verdict["students"].items() if each["passed"]]
+
+
+class Page(HTMLParser):
+    """Collects what a browser would fetch, run or show."""
+
+    def __init__(self):
+        super().__init__()
+        self.images, self.links, self.tags, self.words, self.open = [], [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        values = dict(attributes)
+        if tag == "img":
+            self.images.append(values)
+        if "href" in values:
+            self.links.append(values["href"])
+        if tag not in ("img", "meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def read_page(output):
+    page = Page()
+    page.feed((output / "report.html").read_text(encoding="utf-8"))
+    page.close()
+    assert page.open == []
+    return page, " ".join(" ".join(page.words).split())
+
+
+def test_report_is_one_self_contained_file(labelled):
+    page, words = read_page(labelled[0])
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert all(link.startswith("#") for link in page.links)
+    assert page.images and all(image["src"].startswith("data:image/png;base64,") for image in page.images)
+    assert all(image["alt"] for image in page.images)
+    html = (labelled[0] / "report.html").read_text()
+    assert "http://" not in html and "https://" not in html and "url(" not in html
+    anchors = {link[1:] for link in page.links}
+    assert all(f'id="{anchor}"' in html for anchor in anchors)
+    for heading in ("Results", "Gates", "Training", "Nearest neighbours", "Classes", "Dataset", "Lineage"):
+        assert heading in words
+
+
+def test_report_says_what_was_measured(labelled):
+    output, figures, evaluation = labelled
+    _, words = read_page(output)
+    metrics = load(output, "metrics.json")
+    assert figures["summary"] in words
+    assert "Labelled protocols were used" in words
+    assert f"{100 * metrics['measures']['refined']['knn_top1']:.1f}" in words
+    assert metrics["models"]["refined"]["sha256"] in words and metrics["evaluation"]["digest"] in words
+    assert "ab" * 32 in words and "0123abc" in words
+
+
+def test_plots_are_pictures(labelled):
+    names = {path.name for path in (labelled[0] / "plots").iterdir()}
+    assert {"headline.png", "pca.png", "segmentation.png", "curves-pretraining.png", "curves-distillation.png"} <= names
+    assert {f"neighbours-{name}.png" for name in NETWORKS} <= names
+    for path in (labelled[0] / "plots").iterdir():
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            assert image.format == "PNG" and min(image.size) > 50
+            assert np.asarray(image.convert("L")).std() > 5, path.name
+
+
+def test_repeating_gives_the_same_bytes(labelled, line, tmp_path):
+    output, _, evaluation = labelled
+    (tmp_path / "verdict.json").write_text("left by a killed run")
+    STEP.run(SMALL, {**line, "evaluation": str(evaluation)}, tmp_path)
+
+    def digests(folder):
+        return {
+            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+
+    assert digests(tmp_path) == digests(output)
+
+
+def test_without_labels_the_line_ends_with_label_free_gates(unlabelled):
+    output, figures = unlabelled
+    metrics, verdict = load(output, "metrics.json"), load(output, "verdict.json")
+    assert metrics["protocol"] == verdict["protocol"] == "label-free" and metrics["evaluation"] is None
+    assert all(set(measures) == LABEL_FREE for measures in metrics["measures"].values())
+    assert figures["passed"] is True, figures["summary"]  # any network is better than a blind one
+    assert figures["promotable"] == ["convnext", "vit"]
+    _, words = read_page(output)
+    assert "No labels were given: only label-free protocols were used." in words
+    assert "k-NN top-1" not in words.replace("k-NN top-1 (%)", "")
+
+
+def test_masks_alone(line, tmp_path):
+    evaluation = write_labelled_set(tmp_path / "set", labels=False)
+    output = tmp_path / "report"
+    output.mkdir()
+    figures = STEP.run(SMALL, {**line, "evaluation": str(evaluation)}, output)
+    assert figures["protocol"] == "segmentation"
+    assert "refined/miou" in figures and "refined/knn_top1" not in figures
+    gates = [gate["name"] for gate in load(output, "verdict.json")["students"]["vit"]["gates"]]
+    assert gates[0] == "miou_above_random" and "feature_rank" in gates
+
+
+def test_a_teacher_that_did_not_learn_is_said_in_one_sentence(tmp_path):
+    line = write_line(tmp_path, blind=False)
+    export = tmp_path / "refined/export"
+    (export / "latest").write_text("step-000000000\n")
+    output = tmp_path / "report"
+    output.mkdir()
+    figures = STEP.run(SMALL, line, output)
+    verdict = load(output, "verdict.json")
+    assert verdict["passed"] is False and figures["promotable"] == []
+    assert verdict["teachers"]["refined"]["passed"] is False
+    assert "teacher did not learn: its" in verdict["summary"] and verdict["summary"].count(". ") == 1
+    page, words = read_page(output)
+    assert "Not passed" in words and verdict["summary"] in words
+
+
+def test_a_champion_is_measured_in_the_same_table(line, tmp_path):
+    path = f"{line['students']}/students/vit/export/step-000000040"
+    champion = {"vit": {"model": "foundry-vit", "version": "7", "digest": "d7", "path": path}}
+    output = tmp_path / "report"
+    output.mkdir()
+    figures = STEP.run(SMALL, {**line, "champion": json.dumps(champion)}, output)
+    metrics, verdict = load(output, "metrics.json"), load(output, "verdict.json")
+    assert metrics["measures"]["student-vit-champion"] == metrics["measures"]["student-vit"]
+    assert metrics["champions"] == {"vit": {"model": "foundry-vit", "version": "7", "digest": "d7"}}
+    gate = next(gate for gate in verdict["students"]["vit"]["gates"] if gate["name"] == "not_below_champion")
+    assert gate["passed"] and gate["bound"] == pytest.approx(gate["measured"] - 0.02)
+    assert figures["passed"] is True
+    assert "Champion foundry-vit v7" in read_page(output)[1]
+
+
+def test_a_bad_labelled_set_is_a_plain_error(line, tmp_path):
+    (tmp_path / "labels.csv").write_text("filename,label\na.png,x\n")
+    with pytest.raises(UserError, match="has no column 'split'"):
+        STEP.run(SMALL, {**line, "evaluation": str(tmp_path)}, tmp_path)
+
+
+def test_curves_leave_out_what_is_not_a_number(tmp_path):
+    rows = [
+        '{"step": 0, "time": 1.0, "loss": 3.5}',
+        '{"step": 5, "time": 2.0, "loss": null, "vit/ibot": 2}',
+        '{"step": 9',
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(rows))
+    assert read_curves(tmp_path) == {"loss": ([0], [3.5]), "vit/ibot": ([5], [2.0])}
+    assert read_curves(tmp_path / "nowhere") == {}
