@@ -108,7 +108,7 @@ class EmbeddingClient:
         except InferenceServerException as error:
             message = " ".join(str(error.message() or error).split())
             message = message.removeprefix("[request id: <id_unknown>] ")
-            if error.status() == "400" and "unknown model" not in message.lower():
+            if error.status() == "400":
                 raise RefusedImage(message) from None
             raise UserError(f"{self.url}: model '{self.model}': {message}") from None
         except (OSError, EOFError) as error:

@@ -17,9 +17,11 @@ from components.curation.windows import SCALE, Hypotheses
 
 BLOCK = 256
 """Pairs worked on at a time."""
-ITERATIONS = 12
-REFINE_SIDE, COMPARE_SIDE, COLOUR_SIDE = 24, 48, 12
+COARSE_ITERATIONS, FINE_ITERATIONS = 5, 8
+COARSE_SIDE, FINE_SIDE, COMPARE_SIDE, COLOUR_SIDE = 16, 24, 48, 12
 """Points along each axis at which thumbnails are sampled."""
+PROMISING = 0.84
+"""Correlation of the smoothed images after the coarse steps from which a pair is looked at further."""
 CELL = 8
 """Side of a compared block, in points."""
 TEXTURE = 0.15
@@ -41,7 +43,7 @@ class Comparison:
     a common frame or background does not help (1 where there are few). ``colour``: cosine of the colour maps; 1 where
     one of the two is grey.
     ``stretch``: ratio of the map's largest to its smallest scale in pixels of the images (1 for a true copy).
-    ``overlap``: share of the template that the source covers.
+    ``overlap``: share of the template that the source covers. All are 0 for pairs that are given up early.
     """
 
     similarity: np.ndarray
@@ -67,12 +69,19 @@ def compare(
         start = np.zeros((len(pair_source), 2, 3), np.float32)
         start[:, 0, 0], start[:, 1, 1] = found.scale[span].T
         start[:, :, 2] = found.offset[span]
-        maps = _refine(smooth, _slopes(smooth), *pair, start)
-        similarity, agreement, middle, overlap = _judge(_blur(image, 0.7), *pair, maps)
-        tint = np.moveaxis(colour[used].astype(np.float32) * 2, 3, 0)
-        colours = _colour_cosine(tint, *pair, maps)
-        stretch = _stretch(maps, sizes[pair_source].astype(np.float64), sizes[pair_template].astype(np.float64))
-        return np.stack([similarity, agreement, middle, colours, stretch, overlap], axis=1)
+        slopes = _slopes(smooth)
+        maps = _refine(smooth, slopes, *pair, start, COARSE_SIDE, COARSE_ITERATIONS)
+        kept = np.flatnonzero(_correlation(smooth, *pair, maps) >= PROMISING)
+        result = np.zeros((len(pair_source), 6))
+        if len(kept):
+            pair = (pair[0][kept], pair[1][kept], mirrored[kept])
+            maps = _refine(smooth, slopes, *pair, maps[kept], FINE_SIDE, FINE_ITERATIONS)
+            similarity, agreement, middle, overlap = _judge(_blur(image, 0.7), *pair, maps)
+            tint = np.moveaxis(colour[used].astype(np.float32) * 2, 3, 0)
+            scales = [sizes[side[kept]].astype(np.float64) for side in (pair_source, pair_template)]
+            figures = [similarity, agreement, middle, _colour_cosine(tint, *pair, maps), _stretch(maps, *scales), overlap]
+            result[kept] = np.stack(figures, axis=1)
+        return result
 
     if not len(found.source):
         return Comparison(*np.zeros((6, 0)))
@@ -189,14 +198,16 @@ def _refine(
     template: np.ndarray,
     mirrored: np.ndarray,
     start: np.ndarray,
+    count: int,
+    iterations: int,
 ) -> np.ndarray:
-    """Affine maps (m, 2, 3) from template to source, improved from ``start``."""
+    """Affine maps (m, 2, 3) from template to source, improved from ``start`` at ``count`` x ``count`` points."""
     side = smooth.shape[1]
-    points = _points(REFINE_SIDE)
+    points = _points(count)
     goal = _Sampling.at(template, _template_points(points, mirrored), side).of(smooth)
     maps = start.copy()
     moving = np.arange(len(maps))
-    for _ in range(ITERATIONS):
+    for _ in range(iterations):
         sampling = _Sampling.at(source[moving], _map(maps[moving], points), side)
         values, inside = sampling.of(smooth), sampling.inside
         difference = _standard(goal[moving], inside)[0] - _standard(values, inside)[0]
@@ -218,6 +229,18 @@ def _refine(
         if not len(moving):
             break
     return maps
+
+
+def _correlation(
+    smooth: np.ndarray, source: np.ndarray, template: np.ndarray, mirrored: np.ndarray, maps: np.ndarray
+) -> np.ndarray:
+    """Correlation (m,) of pairs as they are aligned now, where they overlap."""
+    side, points = smooth.shape[1], _points(COARSE_SIDE)
+    sampling = _Sampling.at(source, _map(maps, points), side)
+    goal = _Sampling.at(template, _template_points(points, mirrored), side).of(smooth)
+    inside = sampling.inside
+    product = _standard(sampling.of(smooth), inside)[0] * _standard(goal, inside)[0]
+    return np.asarray((product * inside).sum(axis=1) / (inside.sum(axis=1) + 1e-6))
 
 
 def _judge(

@@ -21,6 +21,11 @@ class Blocks(Protocol):
         ...
 
 
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def fixed_blocks(rows: int, size: int, threads: int | None = None) -> Iterator[Blocks]:
     """:class:`Blocks` of ``size`` rows, on ``threads`` threads (default: all cores of this process).
@@ -31,7 +36,7 @@ def fixed_blocks(rows: int, size: int, threads: int | None = None) -> Iterator[B
     from threadpoolctl import threadpool_limits
 
     spans = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
-    count = min(threads or len(os.sched_getaffinity(0)), len(spans))
+    count = min(threads or available_cores(), len(spans))
 
     def alone(work: Callable[[slice], T]) -> Iterator[T]:
         return map(work, spans)

@@ -27,7 +27,8 @@ _PR_SET_PDEATHSIG = 1
 def serve(options: dict[str, Any]) -> None:
     """Answer until standard input ends. ``options``: limits (fields of DecodeLimits), seconds, memory (bytes), parent
     (process id)."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.platform == "linux":  # elsewhere the end of standard input and the timers end it, a little later
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != options["parent"]:
         return  # it died before the line above
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
@@ -81,10 +82,12 @@ def _blank() -> bytes:
 
 
 def _limit_memory(extra: int) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform != "linux":
+        return  # address space cannot be limited there; the limit on pixels still holds
     with open("/proc/self/statm", encoding="ascii") as file:
         now = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + extra, now + extra))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _answer(target: BinaryIO, values: dict[str, Any], arrays: bytes = b"") -> None:

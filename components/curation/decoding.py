@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from components.curation.blocks import available_cores
 from components.curation.config import DecodeConfig
 from components.curation.decode_worker import ANSWER, LENGTH, WALL_FACTOR
 from components.curation.measurement import COLOUR_SIDE, SIDE, Measurement
@@ -161,7 +162,7 @@ class DecodeWorkers:
     """A set of worker processes; a context manager. No process is left when it closes, or when this process dies."""
 
     def __init__(self, config: DecodeConfig) -> None:
-        self.count = config.workers or len(os.sched_getaffinity(0))
+        self.count = config.workers or available_cores()
         options = {
             "limits": {"max_bytes": config.max_bytes, "max_pixels": config.max_pixels},
             "seconds": config.max_seconds,

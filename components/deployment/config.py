@@ -36,7 +36,7 @@ class DeploymentConfig(Settings):
     """Most images of one request, and of the batch that requests are joined to."""
     queue_delay_microseconds: Annotated[int, Field(ge=0)] = 500
     """How long a request may wait for others to join its batch."""
-    max_queue_size: Annotated[int, Field(ge=1)] = 256
+    max_queue_size: Annotated[int, Field(ge=8)] = 256
     """Waiting requests beyond which further ones are turned away (status 503)."""
     instances: Annotated[int, Field(ge=1, le=64)] = 1
     """Processes of each version. instances x threads should not pass the number of cores."""

@@ -110,7 +110,7 @@ def _describe_evaluation(evaluation: EvaluationSet | None, material: Material) -
     if evaluation is None:
         return None
     return {
-        "url": evaluation.url,
+        "url": _shown(evaluation.url),
         "digest": evaluation.digest(),
         "classes": list(material.classes),
         "train": len(material.names.get("train", [])),
@@ -125,7 +125,7 @@ def _lineage(inputs: Mapping[str, str], evaluation: Mapping[str, Any] | None) ->
     rows: list[tuple[str, dict[str, Any]]] = []
     for name in ("dataset", *(name for name, _ in RUNS)):
         manifest = Path(inputs[name]) / "manifest.json"
-        facts: dict[str, Any] = {"folder": inputs[name]}
+        facts: dict[str, Any] = {"folder": _shown(inputs[name])}
         if manifest.is_file():
             document = json.loads(manifest.read_text(encoding="utf-8"))
             git = document.get("git") or {}
@@ -142,6 +142,11 @@ def _lineage(inputs: Mapping[str, str], evaluation: Mapping[str, Any] | None) ->
     if evaluation is not None:
         rows.append(("evaluation", {"url": evaluation["url"], "digest": evaluation["digest"]}))
     return rows
+
+
+def _shown(url: str) -> str:
+    """A URL as a report shows it: of a local path only the last part, so that reports do not tell where they were made."""
+    return local_path(url).name if is_local(url) else url
 
 
 def _champion_record(champion: Any) -> dict[str, str]:

@@ -18,7 +18,8 @@ from training.data.evaluation_set import IGNORE
 
 def images_to_show(material: Material, count: int) -> list[np.ndarray]:
     """Test scenes with masks (half, where there are any) and images of the dataset."""
-    scenes = material.scenes.get("test", [])[: count // 2]
+    masked = min(count // 2, len(material.scenes.get("test", [])))
+    scenes = [material.read_scene("test", index) for index in range(masked)]
     wanted = count - len(scenes)
     step = max(len(material.images) // wanted, 1)
     return [*scenes, *material.images[::step][:wanted]]
@@ -63,7 +64,8 @@ def _segmentation_sheet(
 ) -> tuple[bytes | None, list[tuple[int, str]]]:
     if not material.masks or material.evaluation is None:
         return None, []
-    scenes, masks = material.scenes["test"][: config.pictures], material.masks["test"][: config.pictures]
+    masks = material.masks["test"][: config.pictures]
+    scenes = [material.read_scene("test", index) for index in range(len(masks))]
     columns = [("Image", [tile(scene) for scene in scenes])]
     columns.append(("Mask", [overlay(scene, mask) for scene, mask in zip(scenes, masks, strict=True)]))
     for subject in subjects:

@@ -40,11 +40,12 @@ class Row:
     css: str = ""
 
 
-def table(head: Sequence[object], rows: Sequence[Row | Sequence[object]]) -> Markup:
-    """A table that scrolls sideways where it is wider than the page."""
+def table(head: Sequence[object], rows: Sequence[Row | Sequence[object]], css: str = "") -> Markup:
+    """A table that scrolls sideways where it is wider than the page; ``css`` is its class."""
     body = "".join(_row(row if isinstance(row, Row) else Row(row), "td") for row in rows)
     top = f"<thead>{_row(Row(head), 'th')}</thead>" if head else ""
-    return Markup(f'<div class="wide"><table>{top}<tbody>{body}</tbody></table></div>')
+    kind = f' class="{css}"' if css else ""
+    return Markup(f'<div class="wide"><table{kind}>{top}<tbody>{body}</tbody></table></div>')
 
 
 def _row(row: Row, tag: str) -> str:

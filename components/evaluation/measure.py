@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from components.evaluation.config import EvaluationConfig
 from foundry.images import Preprocessing, decode_image
-from training.data.evaluation_set import EvaluationSet
+from training.data.evaluation_set import EvaluationSet, MaskedImage
 from training.data.shards import ShardDataset
 from training.probes.baselines import BASELINES, patch_baseline
 from training.probes.features import Backbone, Features, Pixels, extract, squash
@@ -18,6 +19,9 @@ from training.probes.knn import knn
 from training.probes.label_free import Views, copy_retrieval, feature_rank, make_views, patch_coherence
 from training.probes.linear import linear_probe
 from training.probes.segmentation import segmentation_probe
+
+LONGEST_SIDE = 640
+"""Pixels of an unlabelled image's shorter side, or a mask's longer side, that are kept in memory."""
 
 Measures = dict[str, float]
 """Name of a measure -> value; names are those of :data:`MEASURES`."""
@@ -66,7 +70,8 @@ class Material:
     def __init__(self, config: EvaluationConfig, dataset: ShardDataset, evaluation: EvaluationSet | None) -> None:
         self.config, self.evaluation = config, evaluation
         count = min(config.unlabelled_images, len(dataset))
-        self.images = [decode_image(dataset.read(index * len(dataset) // count)) for index in range(count)]
+        self.images = [_bounded(decode_image(dataset.read(index * len(dataset) // count))) for index in range(count)]
+        """Images of the dataset, the shorter side at most :data:`LONGEST_SIDE` pixels."""
         self.classes: tuple[str, ...] = ()
         self.names: dict[str, list[str]] = {}
         self.labels: dict[str, np.ndarray] = {}
@@ -76,21 +81,38 @@ class Material:
                 rows = _spread(evaluation.classification(split), limit)
                 self.names[split] = [row.name for row in rows]
                 self.labels[split] = np.array([row.label for row in rows])
-        self.scenes: dict[str, list[np.ndarray]] = {}
+        self.scenes: dict[str, list[MaskedImage]] = {}
         self.masks: dict[str, list[np.ndarray]] = {}
+        """(H, W) uint8 class indices; of masks of more than :data:`LONGEST_SIDE` pixels every n-th is kept."""
         if evaluation is not None and evaluation.has_masks:
             for split in ("train", "test"):
-                rows_with_masks = _spread(evaluation.segmentation(split), config.mask_limit)
-                self.scenes[split] = [decode_image(evaluation.read(row.name)) for row in rows_with_masks]
-                self.masks[split] = [
-                    evaluation.read_mask(row, (scene.shape[0], scene.shape[1]))
-                    for row, scene in zip(rows_with_masks, self.scenes[split], strict=True)
-                ]
+                self.scenes[split] = _spread(evaluation.segmentation(split), config.mask_limit)
+                self.masks[split] = [self._mask(evaluation, row) for row in self.scenes[split]]
+
+    @staticmethod
+    def _mask(evaluation: EvaluationSet, row: MaskedImage) -> np.ndarray:
+        scene = decode_image(evaluation.read(row.name))
+        mask = evaluation.read_mask(row, (scene.shape[0], scene.shape[1]))
+        every = -(-max(mask.shape) // LONGEST_SIDE)
+        return np.ascontiguousarray(mask[every // 2 :: every, every // 2 :: every])
 
     def read(self, split: str, index: int) -> np.ndarray:
         """Labelled image ``index`` of ``split``, (H, W, 3) uint8."""
         assert self.evaluation is not None
         return decode_image(self.evaluation.read(self.names[split][index]))
+
+    def read_scene(self, split: str, index: int) -> np.ndarray:
+        """Image ``index`` with a mask of ``split``, (H, W, 3) uint8."""
+        assert self.evaluation is not None
+        return decode_image(self.evaluation.read(self.scenes[split][index].name))
+
+
+def _bounded(image: np.ndarray) -> np.ndarray:
+    scale = LONGEST_SIDE / min(image.shape[:2])
+    if scale >= 1:
+        return image
+    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
 def _spread(rows: Sequence[Any], limit: int) -> list[Any]:
@@ -112,12 +134,12 @@ class Examiner:
         if self._shown is None or self._shown[0] != preprocessing:
             material = self.material
             pixels = {
-                split: Pixels(len(names), _reader(material, split), preprocessing)
+                split: Pixels(len(names), _reader(material.read, split), preprocessing)
                 for split, names in material.names.items()
             }
             whole = squash(preprocessing, self._config.segmentation_size or None)
             for split, scenes in material.scenes.items():
-                pixels[f"scenes-{split}"] = Pixels(len(scenes), scenes.__getitem__, whole)
+                pixels[f"scenes-{split}"] = Pixels(len(scenes), _reader(material.read_scene, split), whole)
             views = make_views(material.images, preprocessing.crop, self._config.seed)
             pixels["first"] = Pixels(len(views.first), views.first.__getitem__, preprocessing)
             pixels["second"] = Pixels(len(views.second), views.second.__getitem__, preprocessing)
@@ -134,9 +156,9 @@ class Examiner:
 
         found = Examination({})
         if self.material.names:
-            embedded = {split: features(split, patches=True) for split in ("train", "test")}
+            embedded = {split: features(split, patches=False) for split in ("train", "test")}
             variants = {
-                split: {"cls": each.cls, "cls+patches": np.concatenate([each.cls, _mean_patch(each)], axis=1)}
+                split: {"cls": each.cls, "cls+patches": np.concatenate([each.cls, each.mean_patch], axis=1)}
                 for split, each in embedded.items()
             }
             found.embeddings = {split: each.cls for split, each in embedded.items()}
@@ -170,7 +192,9 @@ class Examiner:
             found.embeddings = vectors
         if material.masks:
             dense = {
-                split: np.stack([patch_baseline(name, scene, grid) for scene in scenes])
+                split: np.stack(
+                    [patch_baseline(name, material.read_scene(split, index), grid) for index in range(len(scenes))]
+                )
                 for split, scenes in material.scenes.items()
             }
             self._segment(found, dense["train"], dense["test"])
@@ -227,10 +251,5 @@ class Examiner:
         found.segmentations = result.predictions
 
 
-def _reader(material: Material, split: str) -> Callable[[int], np.ndarray]:
-    return lambda index: material.read(split, index)
-
-
-def _mean_patch(features: Features) -> np.ndarray:
-    assert features.patches is not None
-    return features.patches.mean(axis=1)
+def _reader(read: Callable[[str, int], np.ndarray], split: str) -> Callable[[int], np.ndarray]:
+    return lambda index: read(split, index)

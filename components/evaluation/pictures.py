@@ -94,6 +94,8 @@ def pca_tiles(
 
 def overlay(scene: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """A tile of ``scene`` under the classes of ``mask`` (H, W) in :data:`PALETTE`; pixels not scored are white."""
+    size = (mask.shape[1], mask.shape[0])
+    scene = np.asarray(Image.fromarray(scene).resize(size, Image.Resampling.BICUBIC))
     colours = PALETTE[mask % len(PALETTE)].astype(np.float32)
     grey = scene.mean(axis=2, keepdims=True, dtype=np.float32)
     mixed = 0.3 * grey + 0.7 * colours

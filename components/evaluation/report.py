@@ -197,7 +197,7 @@ def _gates(content: Content) -> Markup:
             )
             rows.append(
                 [
-                    code(gate.name),
+                    Cell(code(gate.name), "name"),
                     number(f"{gate.measured:.4g}"),
                     number(f"{'≥' if gate.comparison == '>=' else '>'} {gate.bound:.4g}"),
                     state,
@@ -301,10 +301,10 @@ def _dataset(content: Content) -> Markup:
     facts = content.facts
     rows = [["Files in the pool", number(f"{facts.found:,}")], ["Kept", number(f"{facts.kept:,}")]]
     rows += [[f"Rejected: {reason}", number(f"{count:,}")] for reason, count in facts.rejected.items()]
-    parts = [table(["", number("Files")], rows)]
+    parts = [table(["", number("Files")], rows, "narrow")]
     digests = facts.description.get("digests") or {}
     if digests:
-        parts.append(table(["Digest", ""], [[name, code(value)] for name, value in digests.items() if value]))
+        parts.append(table(["Digest", ""], [[name, code(value)] for name, value in digests.items() if value], "narrow"))
     if content.pictures.clusters is not None:
         count = len(facts.clusters)
         caption = f"Some of the {count:,} clusters, a column each, from large to small."
@@ -354,7 +354,7 @@ def _protocols(content: Content) -> Markup:
         (
             "Patch coherence",
             "Probability that a patch is more similar to the patch at its own place in another view than to another "
-            "patch there; 50 % is chance.",
+            "patch there; 50 % is chance, position alone gives a little more.",
         ),
     ]
     used = {MEASURES[column].title for column in _columns(content)}

@@ -82,13 +82,13 @@ def _admit(data: bytes, limits: DecodeLimits) -> str:
         raise ImageError("not-an-image", describe_content(data))
     if name not in FORMATS:
         raise ImageError("unsupported", REFUSED_FORMATS[name])
-    structure.check_cost(name, data, limits)
     return name
 
 
 def _open(name: str, data: bytes, limits: DecodeLimits) -> Opened:
     from PIL import Image
 
+    structure.check_cost(name, data, limits)
     image = construct(name, data)
     width, height = image.size
     pixels = width * height

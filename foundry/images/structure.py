@@ -190,8 +190,8 @@ class _Tiff:
         return int(struct.unpack_from(self.order + kind, self.data, position)[0])
 
     def directory(self, offset: int) -> tuple[int, dict[int, tuple[int, int, int]], int]:
-        """(number of entries, {tag: (type, count, value or where the values stand)}, offset of the next directory)."""
-        head, entry, word = (8, 20, "Q") if self.big else (2, 12, "I")
+        """(number of entries, {tag: (type, count, where the values stand)}, offset of the next directory)."""
+        head, entry, word, inline = (8, 20, "Q", 8) if self.big else (2, 12, "I", 4)
         entries = self._number(offset, "Q" if self.big else "H")
         tags: dict[int, tuple[int, int, int]] = {}
         for index in range(min(entries, MAX_TIFF_ENTRIES)):
@@ -199,21 +199,24 @@ class _Tiff:
             if position + entry > len(self.data):
                 break
             tag, kind = self._number(position, "H"), self._number(position + 2, "H")
-            count = self._number(position + 4, word)
-            place = position + 4 + struct.calcsize(self.order + word)
-            value = self._number(place, "H" if kind == 3 and count == 1 else word)
-            tags.setdefault(tag, (kind, count, value))
+            count, place = self._number(position + 4, word), position + entry - inline
+            if count * _TIFF_SIZES.get(kind, 1) > inline:
+                place = self._number(place, word)
+            tags.setdefault(tag, (kind, count, place))
         return entries, tags, self._number(offset + head + entries * entry, word)
 
-    def largest(self, entry: tuple[int, int, int] | None) -> int:
-        """Largest of at most :data:`MAX_TIFF_BLOCKS` whole numbers that stand outside the directory (or of one)."""
-        kind, count, value = entry or (0, 0, 0)
-        if count <= 1:
-            return value
-        letter = {3: "H", 4: "I", 16: "Q"}.get(kind, "I")
-        size = struct.calcsize(self.order + letter)
-        count = min(count, MAX_TIFF_BLOCKS, max(0, len(self.data) - value) // size)
-        return max(struct.unpack_from(f"{self.order}{count}{letter}", self.data, value), default=len(self.data))
+    def numbers(self, entry: tuple[int, int, int] | None) -> tuple[int, ...]:
+        """The whole numbers of an entry, at most :data:`MAX_TIFF_BLOCKS` and as far as they lie in the file."""
+        kind, count, place = entry or (0, 0, 0)
+        letter, size = {1: "B", 3: "H", 16: "Q"}.get(kind, "I"), _TIFF_SIZES.get(kind, 1)
+        if kind not in (1, 3, 4, 13, 16) or place > len(self.data):
+            return ()
+        count = min(count, MAX_TIFF_BLOCKS, (len(self.data) - place) // size)
+        return struct.unpack_from(f"{self.order}{count}{letter}", self.data, place)
+
+    def number(self, entry: tuple[int, int, int] | None) -> int:
+        """The first of them, 0 where there is none."""
+        return next(iter(self.numbers(entry and (entry[0], min(entry[1], 1), entry[2]))), 0)
 
 
 def _tiff_directories(data: bytes) -> Iterator[int]:
@@ -231,31 +234,28 @@ def _check_tiff(data: bytes, limits: DecodeLimits) -> None:
     _bound(entries, MAX_TIFF_ENTRIES, "TIFF directory entries")
     for tag in (34665, 34853, 40965):  # the EXIF, GPS and interoperability directories, which Pillow reads too
         if tag in tags:
-            inner = tiff.directory(tags[tag][2])
+            inner = tiff.directory(tiff.number(tags[tag]))
             _bound(inner[0], MAX_TIFF_ENTRIES, "TIFF directory entries")
-    absent = (0, 0, 0)
     for tag in (273, 279, 324, 325):
-        _bound(tags.get(tag, absent)[1], MAX_TIFF_BLOCKS, "TIFF strips or tiles")
-    tile = tags.get(322, absent)[2] * tags.get(323, absent)[2]
+        _bound(tags[tag][1] if tag in tags else 0, MAX_TIFF_BLOCKS, "TIFF strips or tiles")
+    tile = tiff.number(tags.get(322)) * tiff.number(tags.get(323))
     if tile > limits.max_pixels:
         raise ImageError("too-many-pixels", f"tiles of {tile} pixels, the limit is {limits.max_pixels}")
 
 
 def _tiff_is_cut(data: bytes) -> bool:
-    """Whether a part of the directory lies behind the end of the file, or the last strip or tile does."""
+    """Whether a part of the directory, a strip or a tile lies behind the end of the file."""
     tiff = _Tiff(data)
     entries, tags, _ = tiff.directory(tiff.first)
     if tiff.first >= len(data) or len(tags) < min(entries, 1):
         return True
-    for kind, count, place in tags.values():
-        if count * (size := _TIFF_SIZES.get(kind, 1)) > (8 if tiff.big else 4) and place + count * size > len(data):
-            return True
-    for places, sizes in ((273, 279), (324, 325)):
-        if places in tags:
-            size = tags[sizes][2] if sizes in tags and tags[sizes][1] == 1 else 1
-            if tiff.largest(tags[places]) + size > len(data):
-                return True
-    return False
+    if any(place + count * _TIFF_SIZES.get(kind, 1) > len(data) for kind, count, place in tags.values()):
+        return True
+    return any(
+        start + size > len(data)
+        for starts, sizes in ((273, 279), (324, 325))
+        for start, size in zip(tiff.numbers(tags.get(starts)), tiff.numbers(tags.get(sizes)), strict=False)
+    )
 
 
 def _check_ico(data: bytes, limits: DecodeLimits) -> None:

@@ -15,7 +15,7 @@ from foundry.images import Preprocessing, decode_image
 Backbone = Callable[[Tensor], Mapping[str, Tensor]]
 """``model(pixels (B, 3, H, W) float32) -> {"cls": (B, D), "patches": (B, N, D)}``."""
 
-MEMORY = 512 << 20
+MEMORY = 256 << 20
 """Bytes of preprocessed pixels that are kept between two passes over the same images."""
 
 
@@ -25,6 +25,8 @@ class Features:
 
     cls: np.ndarray
     """(N, D) float32 image embeddings."""
+    mean_patch: np.ndarray
+    """(N, D) float32 mean of the patch features."""
     patches: np.ndarray | None = None
     """(N, P, D) float32 patch features, row by row of a square grid, where they were asked for."""
 
@@ -118,13 +120,14 @@ def extract(
     """
     if not len(pixels):
         raise ValueError("no images to extract features from")
-    cls, dense = [], []
+    cls, means, dense = [], [], []
     for pixel_batch in pixels.batches(batch):
         out = model(pixel_batch.to(device, torch.float32))
         cls.append(out["cls"].float().cpu().numpy())
+        means.append(out["patches"].float().mean(dim=1).cpu().numpy())
         if patches:
             dense.append(out["patches"].float().cpu().numpy())
-    return Features(np.concatenate(cls), np.concatenate(dense) if patches else None)
+    return Features(np.concatenate(cls), np.concatenate(means), np.concatenate(dense) if patches else None)
 
 
 def normalise_rows(features: np.ndarray) -> np.ndarray:

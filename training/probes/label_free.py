@@ -87,7 +87,8 @@ def patch_coherence(first: np.ndarray, second: np.ndarray, to_second: np.ndarray
     "same place" by similarity, 0.5 by chance, 1 at best. Dense correspondence between views (El Banani et al. 2024, the
     protocol of DINOv3's NAVI scores) with geometry known by construction; an average of ranks instead of recall,
     because a small network on a coarse grid rarely ranks the counterpart first. Patch features that lose their place
-    (all alike, or noise), as dense features do in long training (Siméoni et al. 2025, section 4), fall to 0.5.
+    (all alike, or noise), as dense features do in long training (Siméoni et al. 2025, section 4), fall to 0.5. Since
+    the views overlap, features of nothing but the position in a view reach a little more (about 0.58).
     """
     side = grid_side(first.shape[1])
     centres = (np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2) + 0.5) / side

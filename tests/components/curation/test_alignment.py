@@ -82,7 +82,7 @@ def test_a_known_map_is_recovered_from_a_rough_start() -> None:
     both = np.concatenate([smooth, 0.7 * warped + 0.1])
     start = np.array([[[0.9, 0, 0], [0, 0.9, 0]]], np.float32)
     pair = (np.array([0]), np.array([1]), np.array([False]))
-    found = alignment._refine(both, alignment._slopes(both), *pair, start)
+    found = alignment._refine(both, alignment._slopes(both), *pair, start, 24, 12)
     np.testing.assert_allclose(found, truth, atol=0.01)
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import torch
 import yaml
 from PIL import Image
 
 from foundry.images import Preprocessing
-from tests.training.curated import write_dataset
 from training.models.build import build_backbone
 from training.models.interchange import save_export
 
-VIT = {"arch": "vit", "dim": 24, "depth": 2, "heads": 2, "patch_size": 8, "registers": 1}
+VIT = {"arch": "vit", "dim": 24, "depth": 2, "heads": 2, "patch_size": 8, "registers": 1, "layer_scale": 1.0}
 CONVNEXT = {"arch": "convnext", "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 24]}
 CLASSES = ("stripes", "dots", "waves")
 
@@ -66,6 +68,31 @@ def write_labelled_set(folder: Path, labels: bool = True, masks: bool = True) ->
         rows = "".join(f"{id},{name}\n" for id, name in enumerate(CLASSES))
         (folder / "classes.csv").write_text("id,name\n" + rows)
     return folder
+
+
+def write_dataset(folder: Path, count: int) -> None:
+    """A curated dataset of pictures that colours alone tell apart: a gradient and a disc, in two clusters."""
+    (folder / "shards").mkdir(parents=True)
+    rows = []
+    with tarfile.open(folder / "shards/shard-000000.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for number in range(count):
+            rng = np.random.default_rng(number)
+            y, x = np.mgrid[0:48, 0:48] / 48
+            image = np.stack([rng.uniform(0, 255) * (0.4 + 0.6 * axis) for axis in (x, y, 1 - x)], axis=-1)
+            cx, cy = rng.uniform(0.3, 0.7, 2)
+            image[(x - cx) ** 2 + (y - cy) ** 2 < 0.05] = rng.uniform(0, 255, 3)
+            data = png(image.astype(np.uint8))
+            member = tarfile.TarInfo(f"image{number:04d}.png")
+            member.size = len(data)
+            row = {"key": member.name, "shard": "shard-000000.tar", "offset": tar.offset + 512, "length": len(data)}
+            rows.append({**row, "weight": 1.0, "cluster": f"0/{number % 2}"})
+            tar.addfile(member, io.BytesIO(data))
+    parquet.write_table(pa.Table.from_pylist(rows), folder / "samples.parquet")
+    rejected = [{"path": "a.jpg", "reason": "truncated"}, {"path": "b.jpg", "reason": "duplicate"}]
+    rejected.append({"path": "c.jpg", "reason": "duplicate"})
+    parquet.write_table(pa.Table.from_pylist(rejected), folder / "rejected.parquet")
+    description = {"schema": 1, "counts": {"samples": count}, "digests": {"content": "12ab" * 16}}
+    (folder / "dataset.json").write_text(json.dumps(description))
 
 
 def _exports(root: Path, spec: dict, trained_seed: int, side: int, blind: bool) -> None:

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from foundry.errors import UserError
-from foundry.images import FORMATS, REASONS, DecodeLimits, ImageError, decode_image, inspect_image, sniff
+from foundry.images import FORMATS, REASONS, DecodeLimits, ImageError, decode_image, inspect_image, sniff, structure
 from tests.foundry.images.encoders import chunk, gif, icc, png, saved, tiff
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -164,6 +164,45 @@ def test_damaged_files_raise_nothing_else(name: str) -> None:
         places = generator.integers(0, reach, generator.integers(1, 9))
         damaged[places] = generator.choice([0, 1, 0x7F, 0x80, 0xFF, int(generator.integers(256))], len(places))
         only_image_errors(damaged.tobytes())
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_walks_over_the_container_take_any_bytes(name: str) -> None:
+    """Thousands of damaged headers for each: no decoder runs here."""
+    generator = np.random.default_rng(zlib.crc32(name.encode()) + 1)
+    data = np.frombuffer(SAMPLES[name], np.uint8)
+    # the directory of a TIFF stands at its end as often as at its start
+    edges = np.concatenate([np.arange(min(len(data), 250)), np.arange(max(0, len(data) - 250), len(data))])
+    format = str(sniff(SAMPLES[name]))
+    for _ in range(1500):
+        damaged = data.copy()
+        places = generator.choice(edges, generator.integers(1, 5))
+        damaged[places] = generator.choice([0, 1, 2, 3, 4, 8, 0x7F, 0xFF, int(generator.integers(256))], len(places))
+        content = damaged[: generator.integers(len(data))].tobytes() if generator.random() < 0.3 else damaged.tobytes()
+        if sniff(content) != format:
+            continue
+        try:
+            structure.check_cost(format, content, DecodeLimits())
+        except ImageError as error:
+            assert error.reason in ("too-costly", "too-many-pixels")
+        assert structure.is_cut_short(format, content) in (True, False)
+        assert structure.count_frames(format, content, 50) >= 1
+        assert structure.exif_of_png(content) is None
+        assert structure.bits_of_jp2(content) >= 0
+
+
+def test_two_short_strip_offsets_stand_inside_the_directory() -> None:
+    data = tiff({256: 5, 257: 4, 258: (8,), 262: 1, 278: 2}, bytes(20))
+    entry = data.index(struct.pack("<HHI", 273, 4, 1))
+    strip = int.from_bytes(data[entry + 8 : entry + 12], "little")
+    for second, cut in ((strip + 10, False), (60_000, True)):
+        packed = struct.pack("<HHIHH", 273, 3, 2, strip, second)
+        sizes = data.index(struct.pack("<HHI", 279, 4, 1))
+        damaged = bytearray(data)
+        damaged[entry : entry + 12] = packed
+        damaged[sizes : sizes + 12] = struct.pack("<HHIHH", 279, 3, 2, 10, 10)
+        assert structure.is_cut_short("tiff", bytes(damaged)) is cut
+        assert only_image_errors(bytes(damaged)) == ("truncated" if cut else "decoded")
 
 
 def test_random_bytes_behind_every_signature() -> None:

@@ -22,6 +22,7 @@ def test_features_in_order_kept_in_memory_or_not(memory, batch):
     for _ in range(2):
         features = extract(model, pixels, patches=True, batch=batch)
         assert np.allclose(features.cls, direct.mean((2, 3)), atol=1e-6)
+        assert np.allclose(features.mean_patch, direct.mean((2, 3)), atol=1e-6)  # cells of equal size
         assert features.patches.shape == (7, 4, 3) and features.grid == 2
         assert np.allclose(features.patches[:, 1], direct[:, :, :8, 8:].mean((2, 3)), atol=1e-6)
 

@@ -94,6 +94,8 @@ def test_probe_on_a_set_equals_k_nn_on_its_pixels(tmp_path):
     expected = knn(vectors["train"], labels["train"], vectors["test"], labels["test"], ks=(3,))
     for _ in range(2):  # the second pass is from memory
         assert probe(model) == {"knn_top1": expected.top1[3], "knn_top5": expected.top5[3]}
-    assert probe(lambda pixels: {"cls": torch.ones(len(pixels), 4)})["knn_top1"] == pytest.approx(1 / 3)
+    assert probe(lambda pixels: {"cls": torch.ones(len(pixels), 4), "patches": torch.ones(len(pixels), 1, 4)})[
+        "knn_top1"
+    ] == pytest.approx(1 / 3)
     limited = KnnProbe(EvaluationSet.open(str(tmp_path)), preprocessing, k=3, limit=3)
     assert set(limited(model)) == {"knn_top1", "knn_top5"}
