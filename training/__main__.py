@@ -22,7 +22,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"recipes here: {', '.join(recipe_names())}",
     )
     parser.add_argument("--recipe", required=True, help="name of a recipe in training/recipes, or a YAML file")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="change a setting")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="change a setting"
+    )
     parser.add_argument("--data", required=True, help="curated dataset: folder or fsspec URL")
     parser.add_argument("--output", required=True, help="run folder; resumes what is in it")
     parser.add_argument("--teacher", help="run folder to continue (stage gram) or to distil from (stage distil)")
@@ -32,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _follow_parents() -> None:
-    """End with the torchrun agent (it starts trainers in sessions of their own) and, agent included, with the launcher."""
+    """End with the torchrun agent, which starts trainers in their own sessions, and with the launcher (agent too)."""
     under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     agent = os.getppid()
     if under_torchrun:

@@ -36,11 +36,23 @@ def fingerprint_of(
             "schema": 1,
             "step": step.name,
             "code": code,
-            "config": lasting_settings(config, step.transient),
+            "config": whole_numbers(lasting_settings(config, step.transient)),
             "inputs": dict(input_digests),
-            "environment": dict(environment),
+            "environment": whole_numbers(dict(environment)),
         }
     )[:32]
+
+
+def whole_numbers(value: Any) -> Any:
+    """``value`` with every whole double in it as an integer: KFP knows doubles only, YAML and Python both kinds.
+
+    Settings with a type are the same either way; this is for what stands in free mappings (a recipe's overrides).
+    """
+    if isinstance(value, Mapping):
+        return {key: whole_numbers(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [whole_numbers(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def lasting_settings(config: Settings, transient: Iterable[str]) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def run_step(
     written to the file named by ``FOUNDRY_FAILURE_FILE``, and ends the component with status 2.
     """
     from components.common.execution import execute
+    from components.common.fingerprint import whole_numbers
     from components.common.processes import kill_descendants
     from foundry.lifetime import die_with_launcher
     from foundry.settings import load_settings
@@ -50,7 +51,7 @@ def run_step(
     die_with_launcher(before_exit=kill_descendants)
     with plain_failure(name):
         step = step_named(name)
-        settings = load_settings(step.config, config, name)
+        settings = load_settings(step.config, whole_numbers(config), name)
         given = {key: getattr(value, "path", value) for key, value in inputs.items()}
         outcome = execute(step, settings, given, Path(artifact.path))
     artifact.metadata.update(

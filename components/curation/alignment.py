@@ -79,7 +79,14 @@ def compare(
             similarity, agreement, middle, overlap = _judge(_blur(image, 0.7), *pair, maps)
             tint = np.moveaxis(colour[used].astype(np.float32) * 2, 3, 0)
             scales = [sizes[side[kept]].astype(np.float64) for side in (pair_source, pair_template)]
-            figures = [similarity, agreement, middle, _colour_cosine(tint, *pair, maps), _stretch(maps, *scales), overlap]
+            figures = [
+                similarity,
+                agreement,
+                middle,
+                _colour_cosine(tint, *pair, maps),
+                _stretch(maps, *scales),
+                overlap,
+            ]
             result[kept] = np.stack(figures, axis=1)
         return result
 

@@ -10,6 +10,8 @@ from components.curation.blocks import by_blocks
 
 BLOCK = 512
 """Images described, or compared with all others, at a time."""
+TABLE = 1 << 24
+"""Similarities held at a time by one thread; fewer images are compared at once where there are many others."""
 BINS = 8
 """Orientations of the gradient histograms, over half a turn."""
 SCALE = np.float32(1 / 255)
@@ -89,7 +91,7 @@ def nearest_neighbours(rows: np.ndarray, count: int, threads: int | None = None)
         similarity[np.arange(span.stop - span.start), np.arange(span.start, span.stop)] = -np.inf
         return np.argpartition(-similarity, count - 1, axis=1)[:, :count].astype(np.int64)
 
-    return by_blocks(search, len(rows), BLOCK, threads)
+    return by_blocks(search, len(rows), max(16, min(BLOCK, TABLE // len(rows))), threads)
 
 
 def candidate_pairs(

@@ -59,8 +59,8 @@ class SampleSettings(Settings):
 
     seed: int = 20251
     """Seed of every choice: places, scales, lights, formats, names."""
-    unique: int = Field(3000, ge=1)
-    """Distinct crops in the pool."""
+    crops: int = Field(3000, ge=1)
+    """Crops in the pool, each of its own place, scale and light; as many distinct places as the photographs give."""
     exact_duplicates: int = Field(150, ge=0)
     """Byte-for-byte copies in the pool, under other names."""
     near_duplicates: int = Field(300, ge=0)
@@ -107,7 +107,7 @@ _CELL = 128  # wanted side of a cell in pixels of a photograph
 _LARGEST = 760  # photographs are first reduced to this longer side, so that a crop shows comparable detail everywhere
 _MARGIN = 4  # pixels between test ground and any train crop, on each side
 _FLAT = 9.0  # grey-level standard deviation below which a crop shows nothing
-_UNIQUE_OVERLAP = 0.6  # two "unique" pool crops of one photograph overlap less than this
+_UNIQUE_OVERLAP = 0.6  # intersection over union from which two pool crops show the same place
 
 
 class Photograph:
@@ -303,12 +303,18 @@ def _build_pool(folder: Path, sources: Sequence[Photograph], settings: SampleSet
         content[path] = data
         truth.append(_Truth(path, source, kind, of))
 
-    for photograph, count in zip(sources, _uneven(settings.unique, sources, rng), strict=True):
+    for photograph, count in zip(sources, _uneven(settings.crops, sources, rng), strict=True):
         taken: list[Rectangle] = []
+        first = len(truth)
         for _ in range(count):
             rectangle = photograph.choose(rng, test=False, taken=taken, distinct=_UNIQUE_OVERLAP)
+            kind, of = "unique", ""
+            if taken:
+                shared = intersection_over_union(np.array([rectangle]), np.array(taken))[0]
+                if shared.max() >= _UNIQUE_OVERLAP:
+                    kind, of = "overlap", truth[first + int(shared.argmax())].path
             taken.append(rectangle)
-            add(*encode(_picture(photograph, rectangle, rng), rng), photograph.name, "unique")
+            add(*encode(_picture(photograph, rectangle, rng), rng), photograph.name, kind, of)
     originals = list(truth)
     for row in _draw(originals, settings.exact_duplicates, rng):
         add(content[row.path], row.path.rsplit(".", 1)[1], row.source, "exact", row.path)
@@ -502,7 +508,8 @@ def build(folder: Path, settings: SampleSettings | None = None) -> None:
 
     ``pool/`` holds encoded images without labels under meaningless names, ``evaluation/`` a labelled set as
     :class:`training.data.evaluation_set.EvaluationSet` reads it, ``truth.csv`` (path, source, kind, of) what each pool
-    file is: ``unique``, ``exact`` or ``near-*`` copy of another, or ``broken-*``.
+    file is: ``unique``; ``overlap``, another light on mostly the place of an earlier crop; ``exact`` or ``near-*`` copy
+    of another file; or ``broken-*``.
     """
     import shutil
 

@@ -232,12 +232,6 @@ def _check_accounting(scan: Scan, samples: list[Sample], rejections: _Rejections
         raise AssertionError(f"{len(scan)} files, {len(samples)} samples, {len(keys)} keys, {len(rejections)} rejected")
 
 
-def _pool_digest(url: str) -> str:
-    from components.curation.pool import pool_digest
-
-    return pool_digest(url)
-
-
 def _environment(config: CurationConfig) -> dict[str, Any]:
     """Facts that decide pixels and floating-point results."""
     from importlib.metadata import version

@@ -43,7 +43,7 @@ RUNS = (("pretrained", "Pretraining"), ("refined", "Refinement"), ("students", "
 
 def compare(config: EvaluationConfig, inputs: Mapping[str, str], output: Path) -> dict[str, Any]:
     """Measure every network, write all files of the result and return its main figures."""
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(1)  # one core a batch: figures depend on no machine's number of cores
     champions = read_champions(inputs.get("champion", ""))
     subjects = find_subjects(inputs, champions)
     if not is_local(inputs["dataset"]):
@@ -145,7 +145,7 @@ def _lineage(inputs: Mapping[str, str], evaluation: Mapping[str, Any] | None) ->
 
 
 def _shown(url: str) -> str:
-    """A URL as a report shows it: of a local path only the last part, so that reports do not tell where they were made."""
+    """A URL as a report shows it: of a local path the last part only, so equal inputs give equal reports anywhere."""
     return local_path(url).name if is_local(url) else url
 
 

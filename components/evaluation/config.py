@@ -55,9 +55,8 @@ class EvaluationConfig(Settings):
     """Of the probes' initial weights and orders, and of the augmented copies."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks run; the probes themselves run on the CPU."""
-    threads: Annotated[int, Field(ge=1)] = 1
-    """CPU threads of PyTorch. One gives the same figures on every number of cores, and is hardly slower where the
-    networks are small."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Batches computed at once on a CPU, each on one core (0: as many as there are cores). Never changes a figure."""
     pictures: Annotated[int, Field(ge=1, le=16)] = 6
     """Images in the PCA, segmentation and nearest-neighbour pictures."""
     gates: GateSettings = GateSettings()

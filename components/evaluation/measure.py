@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,6 +108,11 @@ class Material:
         return decode_image(self.evaluation.read(self.scenes[split][index].name))
 
 
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _bounded(image: np.ndarray) -> np.ndarray:
     scale = LONGEST_SIDE / min(image.shape[:2])
     if scale >= 1:
@@ -152,7 +158,9 @@ class Examiner:
         pixels, views = self._pixels(preprocessing)
 
         def features(name: str, patches: bool) -> Features:
-            return extract(model, pixels[name], patches=patches, batch=self._config.batch, device=self._device)
+            workers = (self._config.workers or _cores()) if self._device == "cpu" else 1
+            batch = self._config.batch
+            return extract(model, pixels[name], patches=patches, batch=batch, device=self._device, workers=workers)
 
         found = Examination({})
         if self.material.names:

@@ -48,6 +48,7 @@ STEP = Step(
     ),
     run=run,
     code=("components.evaluation",),
+    transient=("workers",),
     environment=environment,
     disk_bytes=lambda *_: 64 << 20,
 )

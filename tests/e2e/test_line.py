@@ -8,59 +8,51 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
-from tests.e2e.conftest import Checkout, make_checkout
+from tests.e2e.checkout import ACTING, PURE, Checkout, Run, make_checkout
 
-PURE = ("curation", "pretraining", "refinement", "distillation", "evaluation")
-ACTING = ("registration", "deployment")
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 MODELS = ("dino-foundry-convnext", "dino-foundry-vit")
 
 
-def run(checkout: Checkout, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-    """One run that ends well, and its summary."""
-    before = set(checkout.folder.glob("runs/*"))
-    done = checkout.python("pipelines", "run", *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (folder,) = set(checkout.folder.glob("runs/*")) - before
-    return done, json.loads((folder / "summary.json").read_text())
+def registry(checkout: Checkout) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{checkout.home / 'mlflow' / 'mlflow.db'}"
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 @pytest.fixture(scope="module")
-def first(checkout: Checkout) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-    return run(checkout)
+def first(checkout: Checkout) -> Run:
+    """The line from nothing."""
+    return checkout.run()
 
 
 @pytest.fixture(scope="module")
-def second(
-    checkout: Checkout, first: tuple[subprocess.CompletedProcess[str], dict[str, Any]]
-) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-    """The line again, after a person made both students champion."""
+def second(checkout: Checkout, first: Run) -> Run:
+    """The line again, after both students were made champion by other means: they learnt little."""
+    client = registry(checkout)
     for model in MODELS:
-        promoted = checkout.python("components.registration", "promote", model, "challenger", "--why", "a test")
-        assert promoted.returncode == 0, promoted.stderr
-    return run(checkout)
+        client.set_registered_model_alias(model, "champion", "1")
+    return checkout.run()
 
 
-def reused(summary: dict[str, Any]) -> dict[str, bool]:
-    return {step["step"]: step["reused"] for step in summary["steps"]}
-
-
-def test_the_first_run_makes_everything(
-    checkout: Checkout, first: tuple[subprocess.CompletedProcess[str], dict[str, Any]]
-) -> None:
-    done, summary = first
-    assert reused(summary) == dict.fromkeys((*PURE, *ACTING), False)
+def test_the_first_run_makes_everything(first: Run) -> None:
+    summary = first.summary
+    assert first.made() == {*PURE, *ACTING}
     assert Path(summary["report"]).read_text().lstrip().lower().startswith("<!doctype html")
-    assert summary["dataset"]["files"] == 74
     rejected = summary["dataset"]["rejected"]
+    assert summary["dataset"]["files"] == 74 == summary["dataset"]["samples"] + sum(rejected.values())
     assert rejected["exact-duplicate"] == 1
-    assert summary["dataset"]["samples"] + sum(rejected.values()) == 74
 
     kinds = {row["network"]: row["kind"] for row in summary["scores"]}
     assert {"pretrained", "refined", "student-vit", "student-convnext", "raw pixels", "colour histogram"} <= set(kinds)
@@ -71,14 +63,12 @@ def test_the_first_run_makes_everything(
     assert all("challenger" in model["aliases"] for model in summary["registered"].values())
 
 
-def test_what_is_printed_is_what_the_summary_says(
-    checkout: Checkout, first: tuple[subprocess.CompletedProcess[str], dict[str, Any]]
-) -> None:
-    done, summary = first
-    printed = done.stdout
-    assert summary["dataset"]["digest"] in printed
+def test_what_is_printed_is_what_the_summary_says(checkout: Checkout, first: Run) -> None:
+    summary, printed = first.summary, first.printed
+    assert summary["dataset"]["digest"] in printed and summary["dataset"]["dvc"]["md5"] in printed
     assert str(Path(summary["report"]).relative_to(checkout.folder)) in printed
     assert summary["verdict"]["summary"] in printed
+    assert summary["verdict"]["passed"] is ("verdict   passed" in printed)
     for row in summary["scores"]:
         assert re.search(rf"^{re.escape(row['title'])} .*{100 * row['measures']['knn_top1']:.1f} %", printed, re.M)
     for step in (*PURE, *ACTING):
@@ -86,17 +76,10 @@ def test_what_is_printed_is_what_the_summary_says(
         assert re.search(rf"^time +{step} ", printed, re.M)
     assert "KFP Executor" not in printed and "executor_input" not in printed
     assert "KFP Executor" in (Path(summary["report"]).parent / "run.log").read_text()
-    assert summary["verdict"]["passed"] is ("verdict   passed" in printed)
 
 
-def test_lineage_leads_back_from_a_version_to_the_line_and_its_dataset(
-    checkout: Checkout, first: tuple[subprocess.CompletedProcess[str], dict[str, Any]]
-) -> None:
-    _, summary = first
-    from mlflow import MlflowClient
-
-    uri = f"sqlite:///{checkout.home / 'mlflow' / 'mlflow.db'}"
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+def test_lineage_leads_back_from_a_version_to_the_line_and_its_dataset(checkout: Checkout, first: Run) -> None:
+    client, summary = registry(checkout), first.summary
     version = client.get_model_version(MODELS[1], summary["registered"]["vit"]["version"])
     step = client.get_run(version.run_id)
     line = client.get_run(step.data.tags["mlflow.parentRunId"])
@@ -111,43 +94,33 @@ def test_lineage_leads_back_from_a_version_to_the_line_and_its_dataset(
     assert commit in {value for run in nested for value in run.data.tags.values()}
 
 
-def test_git_is_not_written_to(
-    checkout: Checkout, first: tuple[subprocess.CompletedProcess[str], dict[str, Any]]
-) -> None:
+def test_git_is_not_written_to(checkout: Checkout, first: Run) -> None:
     def git(*arguments: str) -> list[str]:
         done = subprocess.run(["git", *arguments], cwd=checkout.folder, capture_output=True, text=True, check=True)
         return done.stdout.splitlines()
 
-    assert git("log", "--format=%s") == ["sources"]
-    assert git("stash", "list") == [] and git("for-each-ref", "--format=%(refname)") == git("symbolic-ref", "HEAD")
-    assert git("status", "--porcelain", "--untracked-files=all") in (["?? dvc.lock"], [" M dvc.lock"])
+    assert git("log", "--all", "--format=%s") == ["sources"]
+    assert git("for-each-ref", "--format=%(refname)") == git("symbolic-ref", "HEAD")
+    assert git("diff", "--cached", "--name-only") == []
+    assert git("status", "--porcelain", "--untracked-files=all") == ["?? dvc.lock"]
 
 
-def test_a_second_run_reuses_everything_and_serves_the_champions(
-    second: tuple[subprocess.CompletedProcess[str], dict[str, Any]],
-    first: tuple[subprocess.CompletedProcess[str], dict[str, Any]],
-) -> None:
-    done, summary = second
-    assert reused(summary) == {**dict.fromkeys(PURE, True), **dict.fromkeys(ACTING, False)}
-    assert "every result was there already" in done.stdout
-    digests = [
-        {step["step"]: step["digest"] for step in each[1]["steps"] if step["step"] in PURE} for each in (first, second)
-    ]
-    assert digests[0] == digests[1]
-    assert set(summary["deployment"]["models"]) == set(MODELS)
-    for model in summary["deployment"]["models"].values():
-        assert model["golden"]["largest_difference"] <= 1e-4
-    assert all(not model["new"] for model in summary["registered"].values())
+def test_a_second_run_reuses_everything_and_serves_the_champions(first: Run, second: Run) -> None:
+    assert second.made() == set(ACTING)
+    assert "every result was there already" in second.printed
+    for step in PURE:
+        assert second.step(step)["digest"] == first.step(step)["digest"]
+    models = second.summary["deployment"]["models"]
+    assert set(models) == set(MODELS)
+    assert all(model["golden"]["largest_difference"] <= 1e-4 for model in models.values())
+    assert not any(model["new"] for model in second.summary["registered"].values())
 
 
-def test_the_printed_commands_start_ask_and_stop_the_endpoint(
-    checkout: Checkout, second: tuple[subprocess.CompletedProcess[str], dict[str, Any]]
-) -> None:
-    done, summary = second
+def test_the_printed_commands_start_ask_and_stop_the_endpoint(checkout: Checkout, second: Run) -> None:
     answers = []
     for name in ("start", "command", "stop"):
-        command = summary["deployment"]["query"][name]
-        assert command in done.stdout
+        command = second.summary["deployment"]["query"][name]
+        assert command in second.printed
         asked = subprocess.run(
             ["/bin/sh", "-c", command], cwd=checkout.folder, env=checkout.environment, capture_output=True, text=True
         )
@@ -157,37 +130,31 @@ def test_the_printed_commands_start_ask_and_stop_the_endpoint(
     assert checkout.processes() == []
 
 
-def test_a_plan_says_what_a_run_would_do(
-    checkout: Checkout, second: tuple[subprocess.CompletedProcess[str], dict[str, Any]]
-) -> None:
-    _, summary = second
-    names = {step["step"]: step["fingerprint"][:12] for step in summary["steps"]}
+def test_a_plan_says_what_a_run_would_do(checkout: Checkout, second: Run) -> None:
     same = checkout.python("pipelines", "plan").stdout.splitlines()
     for step in PURE:
-        assert any(re.match(rf"{step} +reuse +{names[step]} ", line) for line in same), same
+        name = second.step(step)["fingerprint"][:12]
+        assert any(re.match(rf"{step} +reuse +{name} ", line) for line in same), same
     other = checkout.python("pipelines", "plan", "--set", "refinement.overrides.steps=4").stdout.splitlines()
-    actions = {line.split()[0]: line.split()[1] for line in other[:7]}
-    assert actions == {
+    assert {line.split()[0]: line.split()[1] for line in other[:7]} == {
         **dict.fromkeys(("curation", "pretraining"), "reuse"),
         **dict.fromkeys(("refinement", "distillation", "evaluation", *ACTING), "run"),
     }
 
 
-def test_dvc_finds_the_results_and_reruns_only_what_depends_on_a_change(
-    checkout: Checkout, second: tuple[subprocess.CompletedProcess[str], dict[str, Any]]
-) -> None:
-    path = os.pathsep.join([str(Path(os.sys.executable).parent), checkout.environment["PATH"]])  # type: ignore[attr-defined]
+def test_dvc_finds_the_results_and_reruns_only_what_depends_on_a_change(checkout: Checkout, second: Run) -> None:
+    path = os.pathsep.join([str(Path(sys.executable).parent), checkout.environment["PATH"]])
     done = checkout.python("dvc", "repro", "evaluation", PATH=path)
     assert done.returncode == 0, done.stdout + done.stderr
     for step in PURE:
-        assert f"{step}: reused (fingerprint" in done.stdout
+        assert f"{step}: reused (fingerprint" in done.stdout, done.stdout
         assert (checkout.folder / "artifacts" / step / "manifest.json").is_file()
     assert "running (fingerprint" not in done.stdout
 
     file = checkout.folder / "params.yaml"
     written = file.read_text()
     settings = yaml.safe_load(written)
-    settings["evaluation"]["linear_steps"] = 21
+    settings["evaluation"]["linear_steps"] += 1
     file.write_text(yaml.safe_dump(settings, sort_keys=False))
     done = checkout.python("dvc", "repro", "evaluation", PATH=path)
     file.write_text(written)
@@ -198,24 +165,20 @@ def test_dvc_finds_the_results_and_reruns_only_what_depends_on_a_change(
         assert f"Stage '{step}' didn't change, skipping" in done.stdout
 
 
-def test_a_killed_run_continues_and_ends_with_the_same_parameters(
-    checkout: Checkout, second: tuple[subprocess.CompletedProcess[str], dict[str, Any]]
-) -> None:
+def test_a_killed_run_continues_and_ends_with_the_same_parameters(checkout: Checkout, second: Run) -> None:
     """All that follows pretraining is reused afterwards: its result is the same to the bit."""
-    _, summary = second
-    (whole,) = (step for step in summary["steps"] if step["step"] == "pretraining")
-    result = Path(whole["path"])
+    result = Path(second.step("pretraining")["path"])
     weights = {path.relative_to(result): path.read_bytes() for path in result.glob("export/*/model.safetensors")}
     assert len(weights) >= 2
     shutil.rmtree(result)
 
     partial = result.with_name(f"{result.name}.partial")
     process = checkout.start("pipelines", "run")
+    deadline = time.monotonic() + 240
     try:
-        deadline = time.monotonic() + 240
         while not (partial / "checkpoints" / "latest").exists():
-            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
-            time.sleep(0.01)  # looks for a file that another process writes
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)  # until another process has written a file
         os.killpg(process.pid, signal.SIGKILL)
     finally:
         process.kill()
@@ -225,27 +188,17 @@ def test_a_killed_run_continues_and_ends_with_the_same_parameters(
         assert time.monotonic() < deadline, checkout.processes()
         time.sleep(0.05)
 
-    done, again = run(checkout)
-    assert reused(again) == {**dict.fromkeys(PURE, True), **dict.fromkeys(ACTING, False), "pretraining": False}
-    assert "resum" in done.stdout
+    again = checkout.run()
+    assert again.made() == {"pretraining", *ACTING}
+    events = [json.loads(line) for line in (result / "events.jsonl").read_text().splitlines()]
+    assert "resumed" in [value for event in events for value in event.values()]
     for name, data in weights.items():
         assert (result / name).read_bytes() == data
-    assert [step["digest"] for step in again["steps"][:5]] == [step["digest"] for step in summary["steps"][:5]]
+    for step in PURE:
+        assert again.step(step)["digest"] == second.step(step)["digest"]
 
 
-def test_without_labels_the_line_ends_with_label_free_gates(
-    checkout: Checkout, second: tuple[subprocess.CompletedProcess[str], dict[str, Any]]
-) -> None:
-    """Training is measured without labels too, so nothing but curation is shared with the other runs."""
-    done, summary = run(checkout, "--evaluation", "none", "--no-dvc")
-    assert summary["protocol"] == "label-free"
-    assert summary["dataset"]["dvc"] is None
-    assert all("knn_top1" not in row["measures"] for row in summary["scores"])
-    assert "no labels were given" in done.stdout
-    assert reused(summary)["curation"]
-
-
-def test_only_broken_files_end_in_one_line(tmp_path: Path) -> None:
+def test_errors_of_people_and_of_the_program_are_told_apart(tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for number in range(3):
@@ -258,7 +211,6 @@ def test_only_broken_files_end_in_one_line(tmp_path: Path) -> None:
     (summary,) = (json.loads(path.read_text()) for path in checkout.folder.glob("runs/*/summary.json"))
     assert summary["state"] == "failed" and f"error: {summary['error']}" == done.stderr.strip()
 
-    # An error of the program instead: its traceback is shown, and the status tells the two apart.
     with (checkout.folder / "components/curation/scan.py").open("a") as module:
         module.write("\nraise RuntimeError('broken on purpose')\n")
     done = checkout.python("pipelines", "run")
@@ -266,3 +218,16 @@ def test_only_broken_files_end_in_one_line(tmp_path: Path) -> None:
     assert "RuntimeError: broken on purpose" in done.stdout
     assert done.stderr.count("\n") == 1 and "curat" in done.stderr and "run.log" in done.stderr
     assert checkout.processes() == []
+
+
+def test_a_second_run_at_the_same_time_says_who_is_at_work(checkout: Checkout, first: Run) -> None:
+    import fcntl
+
+    with (checkout.home / "line.lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write("process 123")
+        lock.flush()
+        done = checkout.python("pipelines", "run")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "process 123" in done.stderr and "FOUNDRY_HOME" in done.stderr

@@ -12,7 +12,16 @@ import yaml
 
 from foundry.lifetime import free_port
 
-MODEL = {"arch": "vit", "dim": 32, "depth": 2, "heads": 2, "patch_size": 8, "registers": 1, "drop_path": 0.3, "layer_scale": 0.5}
+MODEL = {
+    "arch": "vit",
+    "dim": 32,
+    "depth": 2,
+    "heads": 2,
+    "patch_size": 8,
+    "registers": 1,
+    "drop_path": 0.3,
+    "layer_scale": 0.5,
+}
 HEADS = {kind: {"prototypes": 24, "hidden": 32, "bottleneck": 16} for kind in ("dino", "ibot")}
 
 

@@ -1,0 +1,1 @@
+"""The data path: shards, order, crops, masks, batches, and labelled sets."""

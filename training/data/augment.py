@@ -31,7 +31,7 @@ def random_area(
 ) -> tuple[int, int, int, int]:
     """(top, left, height, width) of a random area: a share in ``scale`` of the image, aspect ratio in ``aspect``.
 
-    Ten draws; where none fits, the largest centred area of an allowed aspect ratio (as torchvision's RandomResizedCrop).
+    Ten draws; where none fits, the largest centred area of an allowed aspect ratio (torchvision's RandomResizedCrop).
     """
     low, high = math.log(aspect[0]), math.log(aspect[1])
     for _ in range(10):
@@ -78,9 +78,7 @@ def colour_jitter(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return image
 
 
-def distort(
-    image: np.ndarray, crops: Crops, blur: float, solarise: float, rng: np.random.Generator
-) -> np.ndarray:
+def distort(image: np.ndarray, crops: Crops, blur: float, solarise: float, rng: np.random.Generator) -> np.ndarray:
     """The photometric part: jitter, greyscale, blur, solarisation; uint8 in and out, same shape."""
     result = image.astype(np.float32)
     if rng.random() < crops.colour_jitter:
@@ -96,7 +94,7 @@ def distort(
 
 
 class MultiCrop:
-    """Callable that makes the :class:`Views` of one image. ``scale`` enlarges all crops (for students of larger stride)."""
+    """Makes the :class:`Views` of one image. ``scale`` enlarges all crops (for students of a larger stride)."""
 
     def __init__(self, crops: Crops, scale: int = 1) -> None:
         self.crops, self.scale = crops, scale
@@ -123,9 +121,7 @@ class MultiCrop:
             np.stack(gram) if gram else np.zeros((0, 1, 1, 3), np.uint8),
         )
 
-    def _crop(
-        self, image: np.ndarray, size: int, scale: tuple[float, float], rng: np.random.Generator
-    ) -> np.ndarray:
-        top, left, h, w = random_area(*image.shape[:2], scale, self.crops.aspect, rng)
+    def _crop(self, image: np.ndarray, size: int, scale: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+        top, left, h, w = random_area(image.shape[0], image.shape[1], scale, self.crops.aspect, rng)
         view = resize(image[top : top + h, left : left + w], size)
         return view[:, ::-1] if rng.random() < self.crops.horizontal_flip else view

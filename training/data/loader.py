@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,13 +42,20 @@ class Batch:
         """The batch on ``device``."""
         if device.type == "cpu":
             return self
-        moved = [t.to(device, non_blocking=True) for t in (self.global_, self.local, self.gram, self.masks)]
-        return Batch(self.step, *moved, self.unreadable)
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (called by the loader where a GPU is used)."""
-        pinned = [t.pin_memory() for t in (self.global_, self.local, self.gram, self.masks)]
-        return Batch(self.step, *pinned, self.unreadable)
+        return self._mapped(lambda tensor: tensor.pin_memory())
+
+    def _mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        return dataclasses.replace(
+            self,
+            global_=change(self.global_),
+            local=change(self.local),
+            gram=change(self.gram),
+            masks=change(self.masks),
+        )
 
 
 REPLACEMENTS = 8
@@ -88,6 +96,7 @@ class Collate:
         self.recipe, self.slots, self.grid = recipe, slots, grid
 
     def __call__(self, items: list[tuple[int, Any, list[str]]]) -> Batch:
+        """The batch of the (step, views, problems) of this process's slots."""
         step = items[0][0]
         views = [view for _, view, _ in items]
 

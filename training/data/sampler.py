@@ -50,7 +50,7 @@ class Order:
 
 
 def share(batch: int, rank: int, world: int) -> range:
-    """The slots of a global batch that process ``rank`` of ``world`` computes: consecutive, sizes differ by 1 at most."""
+    """The slots of a global batch that process ``rank`` of ``world`` computes: consecutive, sizes within 1."""
     base, extra = divmod(batch, world)
     first = rank * base + min(rank, extra)
     return range(first, first + base + (1 if rank < extra else 0))

@@ -50,7 +50,9 @@ class Watch:
             return True
         self.consecutive += 1
         self.skipped += 1
-        self.journal.event("skipped-step", step, "loss or gradient is not finite; the step was not applied", loss=str(loss))
+        self.journal.event(
+            "skipped-step", step, "loss or gradient is not finite; the step was not applied", loss=str(loss)
+        )
         if self.consecutive >= self.guards.nonfinite_limit:
             raise UserError(
                 f"training stopped at step {step}: {self.consecutive} steps in a row had a non-finite loss; "

@@ -126,7 +126,9 @@ class Learner:
 
     def clip(self) -> dict[str, Tensor]:
         """Clip the gradients of each part; their norms before."""
-        return {name: clip_gradients(part.parameters(), self.recipe.optimiser.clip) for name, part in self.parts.items()}
+        return {
+            name: clip_gradients(part.parameters(), self.recipe.optimiser.clip) for name, part in self.parts.items()
+        }
 
     def update(self, step: int, rate_factor: float) -> None:
         """One optimiser step and one step of the average, with the schedules' values at ``step``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import time
@@ -22,7 +23,7 @@ from training.engine.checkpoint import latest_checkpoint, load_checkpoint, save_
 from training.engine.exports import export_learner
 from training.engine.guards import Watch, collapse_measures
 from training.engine.journal import Journal
-from training.engine.learner import Learner, Targets
+from training.engine.learner import Learner
 from training.engine.nearest_neighbours import PeriodicKnn
 from training.engine.process import choose_device, own_run_folder
 from training.engine.teaching import Teacher, load_trained, trained_architecture
@@ -123,7 +124,9 @@ class Trainer:
         for kind in ("dino", "ibot"):
             theirs, ours = getattr(taught, f"{kind}_head").prototypes, getattr(self.recipe.heads, kind).prototypes
             if theirs != ours:
-                raise UserError(f"heads.{kind}.prototypes is {ours}, and the teacher's head has {theirs}; make them equal")
+                raise UserError(
+                    f"heads.{kind}.prototypes is {ours}, and the teacher's head has {theirs}; make them equal"
+                )
 
     def _untrained(self, learner: Learner) -> None:
         """Export the network before its first step, the baseline of every evaluation."""
@@ -148,7 +151,9 @@ class Trainer:
         batches = step_batches(
             self.shards, recipe, self.slots, self.grid, self.scale, start, workers, pin=self.device.type == "cuda"
         )
-        with Progress(recipe.name, recipe.steps, "steps", done=start, stream=None if self.rank == 0 else _Silent()) as bar:
+        with Progress(
+            recipe.name, recipe.steps, "steps", done=start, stream=None if self.rank == 0 else io.StringIO()
+        ) as bar:
             waiting = time.perf_counter()
             for batch in batches:
                 waited = time.perf_counter() - waiting
@@ -157,7 +162,11 @@ class Trainer:
                 values = self._step(batch.step, Views(batch.to(self.device), recipe.crops, self.scale))
                 seconds = time.perf_counter() - waiting
                 if values:
-                    values |= {"data_wait_seconds": waited, "step_seconds": seconds, "images_per_second": recipe.batch / seconds}
+                    values |= {
+                        "data_wait_seconds": waited,
+                        "step_seconds": seconds,
+                        "images_per_second": recipe.batch / seconds,
+                    }
                     self.journal.metrics(batch.step, values)
                 bar.advance(note=f"loss {values['loss']:.3f}" if "loss" in values else "")
                 self._milestones(batch.step)
@@ -239,7 +248,10 @@ class Trainer:
     def _evaluate(self, step: int) -> None:
         if self.knn is None:
             return
-        scores = {f"{learner.prefix}knn_top1": self.knn(learner.average.backbone, self._side(learner), self.recipe.crops) for learner in self.learners}
+        scores = {
+            f"{learner.prefix}knn_top1": self.knn(learner.average.backbone, self._side(learner), self.recipe.crops)
+            for learner in self.learners
+        }
         self.journal.metrics(step, scores)
 
     def _side(self, learner: Learner) -> int:
@@ -286,16 +298,3 @@ def _scale(name: str, spec: Architecture, stride: int) -> int:
     if spec.stride % stride:
         raise UserError(f"student '{name}': its stride {spec.stride} is not a multiple of the teacher's {stride}")
     return spec.stride // stride
-
-
-class _Silent:
-    """A log that keeps nothing, for all processes but the first."""
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-    def flush(self) -> None:
-        return None
-
-    def isatty(self) -> bool:
-        return False

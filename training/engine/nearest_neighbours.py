@@ -25,7 +25,7 @@ class PeriodicKnn:
         self._probes: dict[int, KnnProbe] = {}
 
     def __call__(self, backbone: torch.nn.Module, side: int, crops: Crops) -> float:
-        """Top-1 of 10-NN on images of ``side`` pixels; NaN where the set has no class labels, and on other processes."""
+        """Top-1 of 10-NN on images of ``side`` pixels; NaN without class labels and on other processes."""
         score = float("nan")
         if self._evaluation is not None and self._evaluation.has_labels:
             if side not in self._probes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ def _rate_factor(name: str, depth: int, settings: Optimiser) -> float:
     return factor * settings.patch_embedding_rate if "patch_embed" in name else factor
 
 
-def build_optimiser(parts: dict[str, nn.Module], settings: Optimiser) -> torch.optim.AdamW:
+def build_optimiser(parts: Mapping[str, nn.Module], settings: Optimiser) -> torch.optim.AdamW:
     """AdamW over ``parts`` (backbone, dino_head, ibot_head).
 
     No weight decay on biases, norms and LayerScale. Parameters with the same factors share a group; each group

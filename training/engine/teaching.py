@@ -56,7 +56,7 @@ class Teacher:
 
 
 def trained_architecture(run: Path) -> Architecture:
-    """The architecture of the network that the run folder ``run`` trained. Raises :class:`UserError` for no such run."""
+    """The architecture of the network that ``run`` trained. Raises :class:`UserError` where that is no run folder."""
     if not (run / "recipe.yaml").is_file():
         raise UserError(f"{run}: not a training run (recipe.yaml is missing)")
     recipe = load_recipe(run / "recipe.yaml")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,24 +112,44 @@ class Pixels:
             yield torch.from_numpy(batch)
 
 
-@torch.inference_mode()
 def extract(
-    model: Backbone, pixels: Pixels, *, patches: bool = False, batch: int = 64, device: str | torch.device = "cpu"
+    model: Backbone,
+    pixels: Pixels,
+    *,
+    patches: bool = False,
+    batch: int = 64,
+    device: str | torch.device = "cpu",
+    workers: int = 1,
 ) -> Features:
     """Features of every image of ``pixels`` in float32, in order. ``model`` should be in evaluation mode.
 
-    Raises :class:`ValueError` for an empty list.
+    ``workers`` batches are computed at once, in threads; the result does not depend on their number. Raises
+    :class:`ValueError` for an empty list.
     """
     if not len(pixels):
         raise ValueError("no images to extract features from")
-    cls, means, dense = [], [], []
-    for pixel_batch in pixels.batches(batch):
-        out = model(pixel_batch.to(device, torch.float32))
-        cls.append(out["cls"].float().cpu().numpy())
-        means.append(out["patches"].float().mean(dim=1).cpu().numpy())
-        if patches:
-            dense.append(out["patches"].float().cpu().numpy())
-    return Features(np.concatenate(cls), np.concatenate(means), np.concatenate(dense) if patches else None)
+
+    def forward(pixel_batch: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        with torch.inference_mode():  # a property of the thread
+            out = model(pixel_batch.to(device, torch.float32))
+            dense = out["patches"].float()
+            parts = out["cls"].float().cpu().numpy(), dense.mean(dim=1).cpu().numpy()
+            return *parts, dense.cpu().numpy() if patches else None
+
+    done: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = []
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[tuple[np.ndarray, np.ndarray, np.ndarray | None]]] = deque()
+        for pixel_batch in pixels.batches(batch):
+            waiting.append(pool.submit(forward, pixel_batch))
+            if len(waiting) > workers:
+                done.append(waiting.popleft().result())
+        done += [future.result() for future in waiting]
+    dense = [part for _, _, part in done if part is not None]
+    return Features(
+        np.concatenate([part for part, _, _ in done]),
+        np.concatenate([part for _, part, _ in done]),
+        np.concatenate(dense) if patches else None,
+    )
 
 
 def normalise_rows(features: np.ndarray) -> np.ndarray:

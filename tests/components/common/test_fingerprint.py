@@ -121,3 +121,12 @@ def test_git_facts_follow_the_working_tree_and_write_nothing(tmp_path: Path, mon
     assert changed["commit"] == clean["commit"]
     assert len({clean["dirty_digest"], changed["dirty_digest"], both["dirty_digest"]}) == 3
     assert git("status", "--porcelain").split() == ["M", "a.txt", "??", "new.txt"]
+
+
+def test_a_whole_double_in_a_free_mapping_names_the_same_result(toy) -> None:
+    """KFP hands every number over as a double; YAML and people write integers."""
+    assert fingerprint.whole_numbers({"a": [1.0, {"b": 2.5, "c": True}], "d": "1.0"}) == {
+        "a": [1, {"b": 2.5, "c": True}],
+        "d": "1.0",
+    }
+    assert [type(value) for value in fingerprint.whole_numbers([64.0, 0.5, 3])] == [int, float, int]

@@ -85,7 +85,9 @@ def test_a_worker_that_dies_is_replaced(slow_image: bytes) -> None:
     def kill_busy_worker(files: list[PoolFile]) -> Iterator[PoolFile]:
         """The second file makes the only worker busy; it is killed while it works on it."""
         yield from files[:2]
-        (worker,) = psutil.Process().children()
+        while not (children := psutil.Process().children()):
+            threading.Event().wait(0.01)
+        (worker,) = children
         while worker.rlimit(psutil.RLIMIT_AS)[0] == psutil.RLIM_INFINITY:
             threading.Event().wait(0.01)  # it is starting
         before = worker.cpu_times().user
@@ -132,8 +134,8 @@ with DecodeWorkers(DecodeConfig(workers=2, max_seconds=60)) as workers:
     )
     assert parent.stdout is not None and parent.stdin is not None
     assert parent.stdout.readline() == b"busy\n"
-    children = psutil.Process(parent.pid).children(recursive=True)
-    assert children
+    while not (children := psutil.Process(parent.pid).children(recursive=True)):
+        threading.Event().wait(0.01)
     parent.kill()
     parent.wait()
     _, alive = psutil.wait_procs(children, timeout=20)

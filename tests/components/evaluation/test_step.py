@@ -9,9 +9,12 @@ from PIL import Image
 
 from components.evaluation.config import EvaluationConfig, GateSettings
 from components.evaluation.curves import read_curves
+from components.evaluation.measure import Material
 from components.evaluation.step import STEP
 from foundry.errors import UserError
 from tests.components.evaluation.small_line import write_labelled_set, write_line
+from training.data.evaluation_set import EvaluationSet
+from training.data.shards import ShardDataset
 
 SMALL = EvaluationConfig(
     neighbours=5,
@@ -248,3 +251,24 @@ def test_curves_leave_out_what_is_not_a_number(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(rows)
     assert read_curves(tmp_path) == {"loss": ([0], [3.5]), "vit/ibot": ([5], [2.0])}
     assert read_curves(tmp_path / "nowhere") == {}
+
+
+def test_large_images_and_masks_are_kept_small(line, tmp_path, monkeypatch):
+    monkeypatch.setattr("components.evaluation.measure.LONGEST_SIDE", 16)
+    evaluation = EvaluationSet.open(str(write_labelled_set(tmp_path / "set")))
+    material = Material(SMALL, ShardDataset(line["dataset"]), evaluation)
+    assert all(min(image.shape[:2]) == 16 for image in material.images)
+    for split in ("train", "test"):
+        for row, mask in zip(evaluation.segmentation(split), material.masks[split], strict=True):
+            whole = evaluation.read_mask(row)
+            assert mask.shape == (13, 13) and whole.shape == (40, 40)
+            assert (mask == whole[1::3, 1::3]).all()
+
+
+def test_limits_spread_over_the_table(line, tmp_path):
+    evaluation = EvaluationSet.open(str(write_labelled_set(tmp_path / "set")))
+    small = SMALL.model_copy(update={"train_limit": 9, "test_limit": 3, "mask_limit": 2})
+    material = Material(small, ShardDataset(line["dataset"]), evaluation)
+    assert np.bincount(material.labels["train"]).tolist() == [3, 3, 3] and len(set(material.names["train"])) == 9
+    assert material.labels["test"].tolist() == [0, 1, 2]
+    assert {split: len(masks) for split, masks in material.masks.items()} == {"train": 2, "test": 2}

@@ -16,10 +16,14 @@ def picture(height=50, width=70, seed=0):
 
 
 def test_views_have_the_recipe_s_sizes():
-    views = MultiCrop(Crops(global_size=32, local_size=16, local_count=3, gram_size=64))(picture(), stream(0, Purpose.CROPS))
+    views = MultiCrop(Crops(global_size=32, local_size=16, local_count=3, gram_size=64))(
+        picture(), stream(0, Purpose.CROPS)
+    )
     assert views.global_.shape == (2, 32, 32, 3) and views.local.shape == (3, 16, 16, 3)
     assert views.gram.shape == (2, 64, 64, 3) and views.global_.dtype == np.uint8
-    larger = MultiCrop(Crops(global_size=32, local_size=16, local_count=0), scale=2)(picture(), stream(0, Purpose.CROPS))
+    larger = MultiCrop(Crops(global_size=32, local_size=16, local_count=0), scale=2)(
+        picture(), stream(0, Purpose.CROPS)
+    )
     assert larger.global_.shape == (2, 64, 64, 3) and larger.local.shape == (0, 32, 32, 3) and len(larger.gram) == 0
 
 
@@ -35,9 +39,7 @@ def test_views_are_a_function_of_seed_step_and_slot():
 
 
 def test_gram_crop_is_the_undistorted_larger_view_of_the_global_crop():
-    plain = Crops(
-        global_size=32, gram_size=64, local_count=0, colour_jitter=0, greyscale=0, blur=(0, 0, 0), solarise=0
-    )
+    plain = Crops(global_size=32, gram_size=64, local_count=0, colour_jitter=0, greyscale=0, blur=(0, 0, 0), solarise=0)
     smooth = np.asarray(Image.fromarray(picture(8, 8)).resize((96, 96), Image.Resampling.BICUBIC))
     views = MultiCrop(plain)(smooth, stream(0, Purpose.CROPS))
     for small, large in zip(views.global_, views.gram, strict=True):

@@ -9,7 +9,9 @@ def test_counts_are_the_upper_edges_of_equal_strata():
     counts = masked_counts(Masks(), crops=128, patches=196, seed=0, step=0)
     assert (counts == 0).sum() == 64
     expected = sorted(int(196 * (0.1 + 0.4 * (i + 1) / 64)) for i in range(64))
-    assert np.allclose(sorted(counts[counts > 0]), expected, atol=1)  # a product that is an integer may round either way
+    assert np.allclose(
+        sorted(counts[counts > 0]), expected, atol=1
+    )  # a product that is an integer may round either way
 
 
 def test_total_masked_patches_of_a_published_batch():

@@ -16,11 +16,12 @@ def model(pixels):
 
 @pytest.mark.parametrize("memory", [1 << 20, 0])
 @pytest.mark.parametrize("batch", [1, 3, 7, 64])
-def test_features_in_order_kept_in_memory_or_not(memory, batch):
+@pytest.mark.parametrize("workers", [1, 3])
+def test_features_in_order_kept_in_memory_or_not(memory, batch, workers):
     pixels = Pixels(len(IMAGES), IMAGES.__getitem__, PREPROCESSING, memory)
     direct = np.stack([PREPROCESSING(image) for image in IMAGES])
     for _ in range(2):
-        features = extract(model, pixels, patches=True, batch=batch)
+        features = extract(model, pixels, patches=True, batch=batch, workers=workers)
         assert np.allclose(features.cls, direct.mean((2, 3)), atol=1e-6)
         assert np.allclose(features.mean_patch, direct.mean((2, 3)), atol=1e-6)  # cells of equal size
         assert features.patches.shape == (7, 4, 3) and features.grid == 2
@@ -42,6 +43,14 @@ def test_images_are_read_once_where_they_fit():
 
 def test_patches_only_where_asked_for():
     assert extract(model, Pixels(2, IMAGES.__getitem__, PREPROCESSING)).patches is None
+
+
+def test_an_error_of_the_model_is_not_lost():
+    def broken(pixels):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        extract(broken, Pixels(7, IMAGES.__getitem__, PREPROCESSING), batch=2, workers=2)
 
 
 def test_no_images_is_an_error():
