@@ -43,7 +43,15 @@ RUNS = (("pretrained", "Pretraining"), ("refined", "Refinement"), ("students", "
 
 def compare(config: EvaluationConfig, inputs: Mapping[str, str], output: Path) -> dict[str, Any]:
     """Measure every network, write all files of the result and return its main figures."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # one core a batch: figures depend on no machine's number of cores
+    try:
+        return _compare(config, inputs, output)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _compare(config: EvaluationConfig, inputs: Mapping[str, str], output: Path) -> dict[str, Any]:
     champions = read_champions(inputs.get("champion", ""))
     subjects = find_subjects(inputs, champions)
     if not is_local(inputs["dataset"]):

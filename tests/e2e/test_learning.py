@@ -1,4 +1,4 @@
-"""The embedded line at its real size learns: every network against what it must beat, three seeds (half an hour)."""
+"""The embedded line at its real size learns: three seeds, every network against what it must beat (half an hour)."""
 
 from __future__ import annotations
 

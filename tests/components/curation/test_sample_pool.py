@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.curation import sample_pool
-from components.curation.sample_pool import IGNORE, PHOTOGRAPHS, SampleSettings, build, intersection_over_union, relight
+from components.curation.photographs import PHOTOGRAPHS, intersection_over_union, photographs, relight
+from components.curation.sample_pool import IGNORE, SampleSettings, build
 from foundry.errors import UserError
 from training.data.evaluation_set import EvaluationSet
 from training.probes.baselines import BASELINES
@@ -110,7 +110,7 @@ def test_kinds_are_what_truth_says(sample, truth):
 
 def test_unique_crops_of_the_default_pool_do_not_repeat_a_place():
     rng = np.random.default_rng(0)
-    for photograph in sample_pool.photographs()[:4]:
+    for photograph in photographs()[:4]:
         taken = []
         for _ in range(30):
             taken.append(photograph.choose(rng, test=False, taken=taken, distinct=0.6))
@@ -133,7 +133,7 @@ def test_overlap_equals_counting_pixels():
 
 def test_train_and_test_ground_share_no_pixel():
     rng = np.random.default_rng(2)
-    for photograph in sample_pool.photographs():
+    for photograph in photographs():
         width, height = photograph.image.size
         painted = {test: np.zeros((height, width), bool) for test in (False, True)}
         for test in (False, True):
@@ -190,7 +190,7 @@ def test_pixels_and_colours_tell_the_sources_apart_only_in_part(sample):
 
 
 def test_light_changes_keep_the_picture():
-    photograph = sample_pool.photographs()[0]
+    photograph = photographs()[0]
     crop = photograph.image.crop((40, 40, 180, 180))
     original = np.asarray(crop.convert("L"), np.float64).ravel()
     correlations = []
@@ -203,4 +203,4 @@ def test_light_changes_keep_the_picture():
 def test_a_missing_photograph_is_a_plain_error(monkeypatch):
     monkeypatch.setitem(PHOTOGRAPHS, "unicorn", "unicorn.png")
     with pytest.raises(UserError, match=r"unicorn\.png: this scikit-image does not carry"):
-        sample_pool.photographs()
+        photographs()
