@@ -33,7 +33,7 @@ run: inputs setup
 	    $(if $(SERVE),--set 'deployment.serve=$(SERVE)') $(foreach setting,$(SET),--set '$(setting)')
 
 test: setup-dev
-	@$(PYTEST) -n $(PYTEST_WORKERS) --dist loadfile -m "not slow and not faults"
+	@$(PYTEST) -n $(PYTEST_WORKERS) --dist loadfile --durations=10 -m "not slow and not faults"
 
 test-slow: setup-dev
 	@$(PYTEST) -m slow

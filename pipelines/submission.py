@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import warnings
@@ -45,7 +46,7 @@ def submit_line(params: Params, destination: Destination, image: str | None = No
     if not host.startswith(("http://", "https://")):
         raise UserError(f"submit: --host {host}: write it with http:// or https://")
     _check_reachable_inputs(params)
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings(), contextlib.redirect_stdout(None):
         package = compile_line(params, Path(scratch) / "line.yaml", image)
         warnings.simplefilter("ignore")  # kfp on its own versions
         import kfp

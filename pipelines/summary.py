@@ -101,7 +101,7 @@ def describe(summary: Mapping[str, Any]) -> Iterator[str]:
     everything = " (every result was there already)" if _all_pure_reused(summary) else ""
     yield ""
     yield f"The line ended in {duration(summary['seconds'])}{everything}"
-    yield f"verdict   {'passed' if summary['verdict']['passed'] else 'FAILED'}: {summary['verdict']['summary']}"
+    yield f"verdict   {_verdict(summary['verdict'])}: {summary['verdict']['summary']}"
     yield f"report    {_shown(summary['report'])}"
     yield from _dataset_lines(summary["dataset"])
     yield ""
@@ -116,6 +116,13 @@ def describe(summary: Mapping[str, Any]) -> Iterator[str]:
     yield from _time_lines(summary["steps"], summary["seconds"], reused)
     yield ""
     yield f"runs and models in MLflow: {summary['tracking']['uri']} (run {summary['tracking']['run_id']})"
+
+
+def _verdict(verdict: Mapping[str, Any]) -> str:
+    if verdict["passed"]:
+        return "passed"
+    good = [name for name, passed in verdict["students"].items() if passed]
+    return f"passed for {', '.join(good)} only" if good else "FAILED"
 
 
 def _all_pure_reused(summary: Mapping[str, Any]) -> bool:

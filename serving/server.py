@@ -186,7 +186,12 @@ def _start(installation: Installation, repository: Path, name: str, ports: Ports
     folder = _state_file(name).parent
     repository.mkdir(parents=True, exist_ok=True)
     key, prefix = secrets.token_urlsafe(24), f"foundry-{secrets.token_hex(6)}-"
-    numbers = {field: port or free_port(HOST) for field, port in asdict(ports).items()}
+    numbers: dict[str, int] = {}
+    for field, port in asdict(ports).items():
+        number = port or free_port(HOST)
+        while not port and number in numbers.values():  # the system may offer the same free port twice
+            number = free_port(HOST)
+        numbers[field] = number
     log = folder / f"{name}.log"
     log.write_bytes(b"")
     own = process_identity(os.getpid())

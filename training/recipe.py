@@ -122,6 +122,9 @@ class Losses(Settings):
     dino: float = 1.0
     dino_local: float = 1.0
     """Weight of the local-crop part inside the DINO term."""
+    dino_same_crop: bool = False
+    """Whether a student's global crop also learns from the teacher's view of the same crop. Only in a distillation: there
+    it is the teacher's plain answer; in self-distillation it would be trivial."""
     ibot: float = 1.0
     koleo: float = 0.1
     """Weight of KoLeo for each global crop."""
@@ -168,6 +171,8 @@ class Student(Settings):
     """Names the registered and the served model."""
     model: dict[str, Any]
     """Architecture, as ``model`` of the recipe."""
+    learning_rate_factor: Positive = 1.0
+    """Times the recipe's learning rate."""
 
 
 class Cadence(Settings):
@@ -239,6 +244,8 @@ class Recipe(Settings):
             raise ValueError(f"'students' belong to stage distil, not to {self.stage}")
         if len({student.name for student in self.students}) != len(self.students):
             raise ValueError("two students have the same name")
+        if self.losses.dino_same_crop and self.stage != "distil":
+            raise ValueError("losses.dino_same_crop belongs to stage distil")
         if self.stage == "gram" and (self.losses.gram <= 0 or self.crops.gram_size <= 0):
             raise ValueError("stage gram needs losses.gram > 0 and crops.gram_size > 0")
         if self.batch % self.losses.koleo_group and self.losses.koleo:

@@ -198,6 +198,7 @@ def _write(output: Path, content: Content, champions: Mapping[str, Any]) -> None
         "per_class": {name: each.per_class for name, each in content.found.items() if each.per_class},
     }
     write_atomically(output / "metrics.json", _json(document))
+    write_atomically(output / "scores.json", _json(document["measures"]))
     write_atomically(output / "verdict.json", _json(content.verdict.document()))
     write_atomically(output / "report.html", render(content))
 

@@ -1,6 +1,6 @@
 """The KFP face of evaluation."""
 
-from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output, component
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output, component
 
 from components.common.image import IMAGE
 
@@ -15,6 +15,7 @@ def evaluate(
     evaluation: str,
     champion: str,
     report: Output[Artifact],
+    page: Output[HTML],
     metrics: Output[Metrics],
 ) -> None:
     """Measure teacher and students beside untrained networks and baselines; write a report and a verdict.
@@ -28,8 +29,11 @@ def evaluate(
         evaluation: Labelled images or masks (URL), 'auto' or 'none'.
         champion: JSON of the registered champions, or empty.
         report: report.html, verdict.json, metrics.json and plots.
+        page: The report, as the Kubeflow UI shows it.
         metrics: The main figures of every network.
     """
+    import shutil
+
     from components.common.kfp_face import run_step
 
     inputs = {
@@ -40,4 +44,5 @@ def evaluate(
         "evaluation": evaluation,
         "champion": champion,
     }
-    run_step("evaluation", config, inputs, report, metrics)
+    outcome = run_step("evaluation", config, inputs, report, metrics)
+    shutil.copyfile(outcome.path / "report.html", page.path)

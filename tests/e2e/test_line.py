@@ -21,6 +21,7 @@ from tests.e2e.checkout import ACTING, PURE, Checkout, Run, make_checkout
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+pytestmark = pytest.mark.timeout(900)  # a run has many processes, and the machine may be busy
 MODELS = ("dino-foundry-convnext", "dino-foundry-vit")
 
 
@@ -68,7 +69,7 @@ def test_what_is_printed_is_what_the_summary_says(checkout: Checkout, first: Run
     assert summary["dataset"]["digest"] in printed and summary["dataset"]["dvc"]["md5"] in printed
     assert str(Path(summary["report"]).relative_to(checkout.folder)) in printed
     assert summary["verdict"]["summary"] in printed
-    assert summary["verdict"]["passed"] is ("verdict   passed" in printed)
+    assert summary["verdict"]["passed"] is ("verdict   passed:" in printed)
     for row in summary["scores"]:
         assert re.search(rf"^{re.escape(row['title'])} .*{100 * row['measures']['knn_top1']:.1f} %", printed, re.M)
     for step in (*PURE, *ACTING):

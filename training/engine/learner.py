@@ -67,10 +67,22 @@ class Targets:
 
 
 class Learner:
-    """One student with everything that belongs to it. ``scale``: crop size relative to the recipe's."""
+    """One student with everything that belongs to it.
 
-    def __init__(self, name: str, spec: Architecture, recipe: Recipe, seed: int, scale: int, device: torch.device):
-        self.name, self.spec, self.recipe, self.scale = name, spec, recipe, scale
+    ``scale``: crop size relative to the recipe's. ``rate``: factor on its learning rate.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: Architecture,
+        recipe: Recipe,
+        seed: int,
+        device: torch.device,
+        scale: int = 1,
+        rate: float = 1.0,
+    ) -> None:
+        self.name, self.spec, self.recipe, self.scale, self.rate = name, spec, recipe, scale, rate
         self.network = build_network(spec, recipe.heads, seed, device).train()
         self.average = frozen_copy(self.network)
         self.parts = {"backbone": self.network.backbone, "dino_head": self.network.dino_head}
@@ -98,8 +110,9 @@ class Learner:
         images = targets.cls.shape[1]
 
         scores = self.network.dino_head(torch.cat([feature["cls"] for feature in features]))
-        local_share, global_share = pair_shares(2, self.recipe.crops.local_count)
-        parts = {"dino_global": dino_loss(scores[: 2 * images], targets.cls, ignore_diagonal=True)}
+        same = weights.dino_same_crop
+        local_share, global_share = pair_shares(2, self.recipe.crops.local_count, same)
+        parts = {"dino_global": dino_loss(scores[: 2 * images], targets.cls, ignore_diagonal=not same)}
         total = weights.dino * global_share * parts["dino_global"]
         if len(locals_):
             parts["dino_local"] = dino_loss(scores[2 * images :], targets.cls)
@@ -135,7 +148,7 @@ class Learner:
         recipe, settings = self.recipe, self.recipe.optimiser
         set_schedules(
             self.optimiser,
-            settings.learning_rate.at(step, recipe.steps) * rate_factor,
+            settings.learning_rate.at(step, recipe.steps) * rate_factor * self.rate,
             settings.weight_decay.at(step, recipe.steps),
             freeze_prototypes=step < settings.freeze_prototypes_steps,
         )

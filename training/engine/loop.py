@@ -83,18 +83,19 @@ class Trainer:
             assert source is not None
             taught = load_trained(source, self.device)
             stride, size = taught.backbone.config.stride, recipe.crops.global_size
-            specs = [(student.name, architecture(student.model)) for student in recipe.students]
-            self.learners = [
-                Learner(name, spec, recipe, recipe.seed + 100 * number, _scale(name, spec, stride), self.device)
-                for number, (name, spec) in enumerate(specs, start=1)
-            ]
+            self.learners = []
+            for number, student in enumerate(recipe.students, start=1):
+                spec, seed = architecture(student.model), recipe.seed + 100 * number
+                scale = _scale(student.name, spec, stride)
+                rate = student.learning_rate_factor
+                self.learners.append(Learner(student.name, spec, recipe, seed, self.device, scale, rate))
             self.teacher = Teacher(taught, recipe, hides=False)
             self._check_prototypes(taught)
         else:
             assert recipe.model is not None
             spec = architecture(recipe.model)
             stride, size = spec.stride, recipe.crops.global_size
-            learner = Learner("", spec, recipe, recipe.seed, 1, self.device)
+            learner = Learner("", spec, recipe, recipe.seed, self.device)
             self.learners = [learner]
             self._untrained(learner)
             gram = None

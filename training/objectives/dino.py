@@ -49,7 +49,10 @@ def dino_loss(
     return total
 
 
-def pair_shares(global_crops: int, local_crops: int) -> tuple[float, float]:
-    """The shares (local, global) of the pairs: 16/18 and 2/18 for 2 global and 8 local crops."""
-    local_pairs, global_pairs = global_crops * local_crops, global_crops * (global_crops - 1)
+def pair_shares(global_crops: int, local_crops: int, same_crop: bool = False) -> tuple[float, float]:
+    """The shares (local, global) of the pairs: 16/18 and 2/18 for 2 global and 8 local crops.
+
+    ``same_crop``: pairs of a crop with itself count too.
+    """
+    local_pairs, global_pairs = global_crops * local_crops, global_crops * (global_crops - (0 if same_crop else 1))
     return local_pairs / (local_pairs + global_pairs), global_pairs / (local_pairs + global_pairs)
