@@ -123,8 +123,8 @@ class Losses(Settings):
     dino_local: float = 1.0
     """Weight of the local-crop part inside the DINO term."""
     dino_same_crop: bool = False
-    """Whether a student's global crop also learns from the teacher's view of the same crop. Only in a distillation: there
-    it is the teacher's plain answer; in self-distillation it would be trivial."""
+    """Whether a student's global crop also learns the teacher's answer to the same crop. Only when distilling: in
+    self-distillation it would be trivial."""
     ibot: float = 1.0
     koleo: float = 0.1
     """Weight of KoLeo for each global crop."""
