@@ -37,7 +37,7 @@ class EvaluationConfig(Settings):
     """Further k, in metrics.json only."""
     linear_steps: Annotated[int, Field(ge=1)] = 400
     """SGD steps of the linear probe."""
-    segmentation_steps: Annotated[int, Field(ge=1)] = 300
+    segmentation_steps: Annotated[int, Field(ge=1)] = 200
     """AdamW steps of the segmentation probe."""
     segmentation_size: Annotated[int, Field(ge=0)] = 0
     """Side in pixels of the images of the segmentation probe; 0: what each network takes (see docs/evaluation.md)."""
@@ -47,7 +47,7 @@ class EvaluationConfig(Settings):
     """Labelled test images used at most; 0: all."""
     mask_limit: Annotated[int, Field(ge=0)] = 1_000
     """Images with masks used at most, of each split; 0: all."""
-    unlabelled_images: Annotated[int, Field(ge=16)] = 256
+    unlabelled_images: Annotated[int, Field(ge=16)] = 160
     """Images of the curated dataset for the label-free measures."""
     batch: Annotated[int, Field(ge=1)] = 64
     """Images a forward pass."""

@@ -230,6 +230,9 @@ def transformers_embeddings(export: Path, pixels: np.ndarray) -> np.ndarray:
     from transformers import AutoModel
     from transformers.utils import logging
 
+    from foundry.vector_math import settle_vector_math
+
+    settle_vector_math()
     logging.disable_progress_bar()
     network = AutoModel.from_pretrained(export, local_files_only=True, use_safetensors=True, dtype=torch.float32).eval()
     with torch.inference_mode():

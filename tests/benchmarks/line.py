@@ -67,7 +67,8 @@ def main(arguments: list[str]) -> int:
     for summary_file in set((REPOSITORY / "runs").glob("*/summary.json")) - before:
         summary = json.loads(summary_file.read_text())
         result["steps"] = {step["step"]: [round(step["seconds"], 1), step["reused"]] for step in summary["steps"]}
-        result["knn_top1"] = {row["network"]: row["measures"].get("knn_top1") for row in summary["scores"]}
+        scores = summary.get("scores", [])  # none where the run failed
+        result["knn_top1"] = {row["network"]: row["measures"].get("knn_top1") for row in scores}
     print(json.dumps(result))
     return status
 

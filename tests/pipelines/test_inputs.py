@@ -24,6 +24,7 @@ def test_what_is_there_or_elsewhere_passes(tmp_path: Path) -> None:
         str(tmp_path),
         f"file://{tmp_path}",
         str(tmp_path / "deep/er/image.jpg"),
+        str(tmp_path / "shards-{000..009}.tar"),
     ):
         check_images(url)
     for url in ("", "auto", "none", "sample:evaluation", str(tmp_path)):

@@ -124,6 +124,9 @@ class ConvNeXtConfig(Settings):
     """Epsilon of every LayerNorm."""
     drop_path: float = Field(0.0, ge=0, lt=1)
     """Stochastic depth of the last block; it grows linearly from 0."""
+    init: Literal["published", "fan_in"] = "published"
+    """Standard deviation of the first weights: 0.02 as published, or 1 / sqrt(inputs of the layer). A network much
+    narrower than the published ones starts almost as the identity under 0.02, and learns late."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ConvNeXtConfig:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from foundry.vector_math import settle_vector_math
 from training.models.architectures import Architecture, ViTConfig, architecture
 from training.models.convnext import ConvNeXt
 from training.models.heads import ProjectionHead
@@ -59,6 +60,7 @@ def build_head(
 
 
 def _materialise(make: Callable[[], M], seed: int, device: str | torch.device) -> M:
+    settle_vector_math()
     with torch.device("meta"):
         module: M = make()
     if torch.device(device).type == "meta":

@@ -78,7 +78,9 @@ class ConvNeXt(nn.Module):
         """Fill every parameter, drawing from ``generator`` only."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
+                inputs = module.weight[0].numel()
+                std = inputs**-0.5 if self.config.init == "fan_in" else 0.02
+                nn.init.trunc_normal_(module.weight, std=std, generator=generator)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):

@@ -23,6 +23,15 @@ def test_readout() -> None:
     torch.testing.assert_close(features["cls"], model.norm(features["prenorm"][:, 0]))
 
 
+def test_first_weights() -> None:
+    """Fan-in keeps the size of what enters a layer; the published 0.02 lets it fade in a narrow network."""
+    spec = {"arch": "convnext", "depths": [1, 1], "dims": [64, 128]}
+    for init, expected in (("published", 0.02), ("fan_in", 128**-0.5)):
+        model = build_backbone({**spec, "init": init})
+        assert float(model.stages[1][0].pwconv1.weight.std()) == pytest.approx(expected, rel=0.05)
+    assert float(model.stages[0][0].dwconv.weight.std()) == pytest.approx(1 / 7, rel=0.05)
+
+
 def test_patches_are_row_by_row() -> None:
     model = build_backbone(TINY).eval()
     image = torch.zeros(1, 3, 64, 128)
