@@ -18,6 +18,7 @@ from typing import Any
 from foundry.errors import UserError
 from foundry.settings import digest_of
 from foundry.storage import sha256_of_file, write_atomically
+from foundry.vector_math import settle_vector_math
 
 MODEL_FILE = "model.onnx"
 DESCRIPTION_FILE = "export.json"
@@ -174,6 +175,8 @@ def _load(folder: Path, config: dict[str, Any], resolution: int) -> tuple[Any, t
     """The wrapped model in eval mode, fp32, and its patch_features' (N, D)."""
     import torch
     from transformers import AutoModel
+
+    settle_vector_math(torch)
 
     class Served(torch.nn.Module):
         def __init__(self, model: Any) -> None:

@@ -232,7 +232,7 @@ def transformers_embeddings(export: Path, pixels: np.ndarray) -> np.ndarray:
 
     from foundry.vector_math import settle_vector_math
 
-    settle_vector_math()
+    settle_vector_math(torch)
     logging.disable_progress_bar()
     network = AutoModel.from_pretrained(export, local_files_only=True, use_safetensors=True, dtype=torch.float32).eval()
     with torch.inference_mode():

@@ -30,7 +30,7 @@ class Embedder(mlflow.pyfunc.PythonModel):
         from foundry.images import Preprocessing
         from foundry.vector_math import settle_vector_math
 
-        settle_vector_math()
+        settle_vector_math(torch)
         export = Path(context.artifacts["export"])
         self._device = torch.device((context.model_config or {}).get("device", "cpu"))
         bars = logging.is_progress_bar_enabled()

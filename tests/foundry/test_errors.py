@@ -93,6 +93,7 @@ def test_statuses_of_real_processes() -> None:
     def status(body: str) -> tuple[int, str]:
         program = (
             "import os, signal, sys\nfrom foundry.errors import UserError, run_command\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored under a shell's background job
             f"def main(argv):\n    {body}\nsys.exit(run_command(main))\n"
         )
         command = [sys.executable, "-c", program, "--name", "x"]

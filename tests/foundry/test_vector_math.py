@@ -10,7 +10,7 @@ import pytest
 CODE = """
 import torch
 from foundry.vector_math import FUNCTIONS, settle_vector_math
-settle_vector_math()
+settle_vector_math(torch)
 torch.set_num_threads(4)
 numbers = torch.linspace(0.01, 0.99, 400_000)
 print([name for name in FUNCTIONS if not torch.equal(getattr(torch, name)(numbers), getattr(torch, name)(numbers))])

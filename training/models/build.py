@@ -60,7 +60,7 @@ def build_head(
 
 
 def _materialise(make: Callable[[], M], seed: int, device: str | torch.device) -> M:
-    settle_vector_math()
+    settle_vector_math(torch)
     with torch.device("meta"):
         module: M = make()
     if torch.device(device).type == "meta":

@@ -125,7 +125,7 @@ def test_errors_of_people_are_one_line(data, unbroken, tmp_path):
     assert "not a curated dataset" in refused("--recipe", recipe, "--data", tmp_path, "--output", output)
     assert "takes no teacher" in refused("--recipe", recipe, "--teacher", unbroken, *common)
     heads = {**HEADS, "dino": {**HEADS["dino"], "prototypes": 12}}
-    gram = {"stage": "gram", "model": None, "losses": {"gram": 1.0}, "heads": heads}
+    gram = {"stage": "gram", "model": None, "losses": {"gram": 1.0, "koleo_group": 4}, "heads": heads}
     crops = {"global_size": 32, "local_size": 16, "gram_size": 64}
     other = write_recipe(tmp_path / "g.yaml", **gram, crops=crops)
     assert "make them equal" in refused("--recipe", other, "--teacher", unbroken, *common)
