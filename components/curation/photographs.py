@@ -73,14 +73,14 @@ _FLAT = 9.0  # grey-level standard deviation below which a crop shows nothing
 class Photograph:
     """One source: its pixels, and the division of its area into train ground and test ground."""
 
-    def __init__(self, name: str, image: Image) -> None:
+    def __init__(self, name: str, image: Image, fold: int = 1) -> None:
         from PIL import Image as pillow
 
         scale = _LARGEST / max(image.size)
         if scale < 1:
             size = (round(image.width * scale), round(image.height * scale))
             image = image.resize(size, pillow.Resampling.LANCZOS)
-        self.name = name
+        self.name, self.fold = name, fold
         self.image = image.convert("RGB")
         self.columns = max(3, round(self.image.width / _CELL))
         self.rows = max(2, round(self.image.height / _CELL))
@@ -88,12 +88,12 @@ class Photograph:
 
     @property
     def test_cells(self) -> list[Rectangle]:
-        """The cells that belong to test ground: a diagonal pattern, a third of all."""
+        """The cells that belong to test ground: one of three diagonal patterns (``fold``), a third of all."""
         return [
             self._cell(row, column)
             for row in range(self.rows)
             for column in range(self.columns)
-            if (row + column) % 3 == 1
+            if (row + column) % 3 == self.fold
         ]
 
     def _cell(self, row: int, column: int) -> Rectangle:
@@ -155,8 +155,11 @@ class Photograph:
         return self.image.resize(size, pillow.Resampling.BICUBIC, box=box)
 
 
-def photographs() -> list[Photograph]:
-    """The sources, read from the installed scikit-image. Raises :class:`UserError` where a file is missing."""
+def photographs(fold: int = 1) -> list[Photograph]:
+    """The sources, read from the installed scikit-image, the test ground being the diagonal ``fold`` (0, 1 or 2).
+
+    Raises :class:`UserError` where a file is missing.
+    """
     from importlib.util import find_spec
 
     from PIL import Image as pillow
@@ -170,7 +173,7 @@ def photographs() -> list[Photograph]:
         if not (folder / file).is_file():
             raise UserError(f"{folder / file}: this scikit-image does not carry the photograph; install 0.24 or later")
         with pillow.open(folder / file) as image:
-            sources.append(Photograph(name, image.convert("RGB")))
+            sources.append(Photograph(name, image.convert("RGB"), fold))
     return sources
 
 

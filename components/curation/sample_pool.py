@@ -46,6 +46,9 @@ class SampleSettings(Settings):
 
     seed: int = 20251
     """Seed of every choice: places, scales, lights, formats, names."""
+    fold: int = Field(1, ge=0, le=2)
+    """Which of the three diagonal patterns of cells is test ground. The others are for choosing recipes, so that what
+    the sample reports stays unseen."""
     crops: int = Field(3000, ge=1)
     """Crops in the pool, each of its own place, scale and light; as many distinct places as the photographs give."""
     exact_duplicates: int = Field(150, ge=0)
@@ -219,7 +222,8 @@ def _build_evaluation(folder: Path, sources: Sequence[Photograph], settings: Sam
                 number += 1
     _write_csv(folder / "labels.csv", ("filename", "label", "split"), labels)
     _write_csv(folder / "classes.csv", ("id", "name"), [(id, source.name) for id, source in enumerate(sources)])
-    _build_mosaics(folder, sources, settings)
+    if settings.train_mosaics and settings.test_mosaics:
+        _build_mosaics(folder, sources, settings)
 
 
 def _build_mosaics(folder: Path, sources: Sequence[Photograph], settings: SampleSettings) -> None:
@@ -318,7 +322,7 @@ def build(folder: Path, settings: SampleSettings | None = None) -> None:
     settings = settings or SampleSettings()
     for part in ("pool", "evaluation"):
         shutil.rmtree(folder / part, ignore_errors=True)
-    sources = photographs()
+    sources = photographs(settings.fold)
     truth = _build_pool(folder / "pool", sources, settings)
     _build_evaluation(folder / "evaluation", sources, settings)
     rows = sorted((row.path, row.source, row.kind, row.of) for row in truth)
