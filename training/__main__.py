@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 from typing import Any
@@ -25,12 +26,29 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="change a setting"
     )
-    parser.add_argument("--data", required=True, help="curated dataset: folder or fsspec URL")
+    parser.add_argument(
+        "--data",
+        required=True,
+        action="append",
+        metavar="[NAME=]URL",
+        help="curated dataset: folder or fsspec URL; several with names where the recipe has a mixture",
+    )
     parser.add_argument("--output", required=True, help="run folder; resumes what is in it")
+    parser.add_argument("--start", help="backbone of a warm start: Hugging Face folder, official file or run folder")
     parser.add_argument("--teacher", help="run folder to continue (stage gram) or to distil from (stage distil)")
     parser.add_argument("--evaluation", help="labelled set for the periodic k-NN: folder, archive or URL")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def _datasets(given: list[str]) -> str | dict[str, str]:
+    """One URL, or URLs by name."""
+    if len(given) == 1 and not re.match(r"^[A-Za-z0-9_-]+=", given[0]):
+        return given[0]
+    named = {name: url for name, equals, url in (item.partition("=") for item in given) if equals}
+    if len(named) != len(given):
+        raise UserError("--data: give each of several datasets its own name, --data NAME=URL")
+    return named
 
 
 def _follow_parents() -> None:
@@ -57,10 +75,11 @@ def main(argv: list[str]) -> int:
     with process_group(recipe.device):
         Trainer(
             recipe,
-            data=arguments.data,
+            data=_datasets(arguments.data),
             output=arguments.output,
             teacher=arguments.teacher,
             evaluation=arguments.evaluation,
+            start=arguments.start,
         ).run()
     return 0
 

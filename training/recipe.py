@@ -57,6 +57,21 @@ class Schedule(Settings):
         return end + (self.peak - end) * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
+def value_at(setting: float | Schedule, step: int, steps: int) -> float:
+    """The value of a setting that is a number or a :class:`Schedule`, at 0-based ``step`` of ``steps``."""
+    return setting.at(step, steps) if isinstance(setting, Schedule) else setting
+
+
+class CropSizes(Settings):
+    """One combination of crop sizes; a whole step uses one of them."""
+
+    global_size: Count
+    local_size: Count
+    gram_size: Annotated[int, Field(ge=0)] = 0
+    probability: Positive
+    """Of being drawn, relative to the others'."""
+
+
 class Crops(Settings):
     """Multi-crop views (Caron et al. 2021; Oquab et al. 2023, appendix B)."""
 
@@ -73,8 +88,12 @@ class Crops(Settings):
     aspect: tuple[Positive, Positive] = (3 / 4, 4 / 3)
     """Range of width / height of the cropped area."""
     horizontal_flip: Fraction = 0.5
+    vertical_flip: Fraction = 0.0
+    """For images without an upright, as from satellites and microscopes."""
     colour_jitter: Fraction = 0.8
-    """Probability of brightness/contrast/saturation/hue jitter of strength (0.4, 0.4, 0.2, 0.1)."""
+    """Probability of brightness/contrast/saturation/hue jitter."""
+    jitter_strength: tuple[Fraction, Fraction, Fraction, Annotated[float, Field(ge=0.0, le=0.5)]] = (0.4, 0.4, 0.2, 0.1)
+    """Of brightness, contrast, saturation and hue."""
     greyscale: Fraction = 0.2
     blur: tuple[Fraction, Fraction, Fraction] = (0.0, 0.9, 0.5)
     """Probability of Gaussian blur for global crop 1, global crop 2 and local crops. The default is what the released
@@ -85,12 +104,25 @@ class Crops(Settings):
     """Probability of solarisation of global crop 2 (threshold 128)."""
     gram_size: Annotated[int, Field(ge=0)] = 0
     """Side of the undistorted global crops that the Gram teacher sees; 0 where there is no Gram teacher."""
+    mixture: tuple[CropSizes, ...] = ()
+    """Sizes of which each step draws one combination, in place of the three sizes above (high-resolution stage)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+
+    def sizes(self) -> tuple[CropSizes, ...]:
+        """Every combination of sizes that a step may have."""
+        own = CropSizes(
+            global_size=self.global_size, local_size=self.local_size, gram_size=self.gram_size, probability=1.0
+        )
+        return self.mixture or (own,)
 
 
 class Masks(Settings):
     """Block masks of the iBOT objective (Zhou et al. 2022; dino-style stratified ratios)."""
+
+    style: Literal["dinov3", "dinov2"] = "dinov3"
+    """dinov3: ratios are the upper edges of their strata, and every mask has exactly its count. dinov2: ratios are
+    drawn inside the strata, and a mask to which no block fits any more stays smaller."""
 
     share: Fraction = 0.5
     """Share of the global crops that are masked."""
@@ -104,9 +136,13 @@ class Head(Settings):
     prototypes: Count = 65536
     hidden: Count = 2048
     bottleneck: Count = 256
+    layers: Count = 3
+    """Linear layers before the prototypes."""
     weight_norm: bool = False
     """Prototypes of unit norm with a learned gain (DINO, DINOv2) instead of a plain linear layer (DINOv3). Scores then
     lie in [-1, 1] from the start, which short runs need."""
+    trainable_gain: bool = True
+    """Whether that gain learns; DINO keeps it at 1 (``norm_last_layer``), DINOv2 does not."""
 
 
 class Heads(Settings):
@@ -114,14 +150,20 @@ class Heads(Settings):
 
     dino: Head = Head()
     ibot: Head = Head()
+    shared: bool = False
+    """One head, ``dino``, for both objectives (DINOv2's short recipe)."""
+
+    def of_patches(self) -> Head:
+        """The head that patches go through."""
+        return self.dino if self.shared else self.ibot
 
 
 class Losses(Settings):
     """Weights of the objectives (Siméoni et al. 2025, equations 1 and 3)."""
 
     dino: float = 1.0
-    dino_local: float = 1.0
-    """Weight of the local-crop part inside the DINO term."""
+    dino_local: float | Schedule = 1.0
+    """Weight of the local-crop part inside the DINO term; a number or a schedule."""
     dino_same_crop: bool = False
     """Whether a student's global crop also learns the teacher's answer to the same crop. Only when distilling: in
     self-distillation it would be trivial."""
@@ -130,21 +172,30 @@ class Losses(Settings):
     """Weight of KoLeo for each global crop."""
     koleo_group: Count = 16
     """Neighbours are searched among this many consecutive samples of the global batch."""
-    gram: float = 0.0
-    """Weight of Gram anchoring."""
+    gram: float | Schedule = 0.0
+    """Weight of Gram anchoring; a number or a schedule."""
+    gram_negatives: Literal["keep", "remove", "remove_teacher"] = "keep"
+    """Similarities below zero in the Gram matrices: kept, set to zero in both, or in the teacher's (and the student's
+    where both are negative)."""
 
 
 class Optimiser(Settings):
     """AdamW and its schedules."""
 
     learning_rate: Schedule = Schedule(peak=1e-3, start=0.0, end=1e-6, shape="cosine")
-    """For ``reference_batch``; another batch is scaled by sqrt(batch / reference_batch)."""
+    """For ``reference_batch``; another batch is scaled by ``batch_rule``."""
     reference_batch: Count = 1024
     """The batch that the learning rate was written for."""
+    batch_rule: Literal["sqrt", "linear"] = "sqrt"
+    """How the learning rate grows with the batch: its square root (DINOv2, DINOv3) or the batch itself (DINO)."""
     weight_decay: Schedule = Schedule(peak=0.04)
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    decay_tokens: bool = True
+    """Whether CLS, register and mask tokens and learned positions decay like weights, as in the released code."""
     clip: Positive = 3.0
-    """Largest gradient norm of the backbone and of each head."""
+    """Largest gradient norm."""
+    clip_each: Literal["part", "tensor"] = "part"
+    """What is clipped by itself: the backbone and each head (DINOv2, DINOv3), or every parameter (DINO)."""
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Learning-rate factor from a block to the one below it."""
     patch_embedding_rate: Positive = 1.0
@@ -160,8 +211,42 @@ class Teacher(Settings):
     """EMA momentum of the teacher (of each student's released average when distilling)."""
     temperature: Schedule = Schedule(peak=0.07, start=0.04)
     """Sharpening of the targets."""
-    centring: Literal["sinkhorn"] = "sinkhorn"
-    """How targets are balanced over prototypes."""
+    centring: Literal["sinkhorn", "softmax"] = "sinkhorn"
+    """How targets are balanced over prototypes: Sinkhorn-Knopp over the batch, or softmax with a running centre."""
+    centre_momentum: Fraction = 0.9
+    """Of that running centre."""
+    iterations: Count = 3
+    """Sinkhorn-Knopp iterations."""
+
+
+class WarmStart(Settings):
+    """Continued pretraining from a backbone that comes without heads, in two stages.
+
+    First the new heads learn under a resting backbone, then its learning rate and weight decay rise from zero.
+    """
+
+    freeze_steps: Annotated[int, Field(ge=0)] = 1000
+    """Steps in which the backbone rests."""
+    ramp_steps: Annotated[int, Field(ge=0)] = 1000
+    """Steps of the linear rise after them."""
+    train_patch_embedding: bool = False
+    """Whether the patch embedding learns from the first step (new kinds of pixels)."""
+    last_blocks: Annotated[int, Field(ge=0)] = 0
+    """Blocks that learn, counted from the last; the earlier ones, embeddings included, rest for good. 0: all learn."""
+    lora_rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of low-rank updates of the blocks' linear layers, which then learn in place of the backbone's own weights;
+    0: none. Exports hold the merged weights."""
+    lora_alpha: Positive = 16.0
+    """The updates are multiplied by this over the rank."""
+
+
+class Mixed(Settings):
+    """One kind of step in a run over several datasets."""
+
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Names of the datasets whose images, taken together, fill such a step."""
+    share: Positive
+    """How often steps are of this kind, relative to the others."""
 
 
 class Student(Settings):
@@ -182,8 +267,12 @@ class Cadence(Settings):
     checkpoint: Count = 100
     keep_checkpoints: Count = 2
     """Newest checkpoints that stay."""
+    keep_every: Annotated[int, Field(ge=0)] = 0
+    """Checkpoints at multiples of this many steps stay too; 0: none."""
     evaluate: Annotated[int, Field(ge=0)] = 100
-    """k-NN of the exported network on the labelled set, where one is given; 0 never."""
+    """An export, its patch coherence, and its k-NN on the labelled set where one is given; 0 only at the end."""
+    coherence_images: Annotated[int, Field(ge=0)] = 48
+    """Images of the dataset whose patch coherence is measured then; 0: none."""
 
 
 class Guards(Settings):
@@ -193,8 +282,15 @@ class Guards(Settings):
     """Consecutive steps with a non-finite loss or gradient (each is skipped) after which the run stops."""
     collapse_rank: Positive = 1.5
     """Effective rank of the student's CLS features below which an alarm is recorded."""
+    collapse_entropy: Fraction = 0.999
+    """Mean entropy of a target over ln K above which targets count as uniform; an alarm after ``grace_steps``."""
+    collapse_use: Annotated[float, Field(ge=0.0, le=1.0)] = 0.005
+    """Share of prototypes in use (perplexity of the mean target over K) below which an alarm is recorded. A batch of B
+    images cannot use more than 2B of K."""
+    grace_steps: Annotated[int, Field(ge=0)] = 100
+    """Steps at the start in which entropy and use raise no alarm: random networks answer alike everywhere."""
     stop_on_collapse: bool = False
-    """Whether that alarm ends the run."""
+    """Whether such an alarm ends the run."""
     small_batch: Count = 16
     """Below this global batch the learning rate is scaled linearly instead of by the square root."""
 
@@ -212,8 +308,15 @@ class Recipe(Settings):
     """Optimiser steps."""
     batch: Annotated[int, Field(ge=2)]
     """Images a step, over all processes."""
+    accumulate: Count = 1
+    """Parts of a process's share of the batch that are computed one after the other, to save memory. Targets, masks and
+    KoLeo are those of the whole batch all the same."""
+    mixture: tuple[Mixed, ...] = ()
+    """Kinds of steps where the run reads several datasets; empty: one dataset, one kind."""
     model: dict[str, Any] | None = None
-    """Architecture; taken from the teacher's run where not given (stage gram)."""
+    """Architecture; taken from the teacher's run (stage gram) or the warm start's backbone where not given."""
+    warm_start: WarmStart | None = None
+    """Start from a given backbone instead of random weights (stage pretrain)."""
     students: tuple[Student, ...] = ()
     """Stage distil: the networks trained together from one teacher pass."""
     crops: Crops = Crops()
@@ -226,9 +329,19 @@ class Recipe(Settings):
     guards: Guards = Guards()
     precision: Literal["fp32", "bf16"] = "fp32"
     """Data type of the forward and backward matrix products; master weights and losses stay fp32."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """ddp: every process holds the whole network. fsdp: parameters, gradients, averages and optimiser state are divided
+    among the processes (FSDP2). auto: ddp."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations that are computed again in the backward pass: none, all but matrix products and attention, or all
+    inside each block."""
+    compile: bool = False
+    """Whether torch.compile works on each block."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: Annotated[int, Field(ge=0)] = 2
     """Loader processes over the whole machine (never changes what is learned)."""
+    cache_gib: Annotated[float, Field(ge=0)] = 0.0
+    """Local disk for images of datasets that are read over a network; the first ones that fit are kept. 0: none."""
     export_size: Annotated[int, Field(ge=0)] = 0
     """Side of the images that exported models take; 0: the global crop size."""
 
@@ -236,8 +349,10 @@ class Recipe(Settings):
     def _stage_is_complete(self) -> Recipe:
         from training.models.architectures import check_expressible
 
-        if self.stage == "pretrain" and self.model is None:
+        if self.stage == "pretrain" and self.model is None and self.warm_start is None:
             raise ValueError("stage pretrain needs 'model'")
+        if self.warm_start is not None and self.stage != "pretrain":
+            raise ValueError("warm_start belongs to stage pretrain")
         if self.stage == "distil" and not self.students:
             raise ValueError("stage distil needs at least one entry in 'students'")
         if self.stage != "distil" and self.students:
@@ -246,8 +361,11 @@ class Recipe(Settings):
             raise ValueError("two students have the same name")
         if self.losses.dino_same_crop and self.stage != "distil":
             raise ValueError("losses.dino_same_crop belongs to stage distil")
-        if self.stage == "gram" and (self.losses.gram <= 0 or self.crops.gram_size <= 0):
+        anchored = isinstance(self.losses.gram, Schedule) or self.losses.gram > 0
+        if self.stage == "gram" and not (anchored and all(sizes.gram_size for sizes in self.crops.sizes())):
             raise ValueError("stage gram needs losses.gram > 0 and crops.gram_size > 0")
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} is not a multiple of accumulate {self.accumulate}")
         if self.batch % self.losses.koleo_group and self.losses.koleo:
             raise ValueError(f"batch {self.batch} is not a multiple of losses.koleo_group {self.losses.koleo_group}")
         for spec in [self.model, *(student.model for student in self.students)]:
@@ -295,6 +413,8 @@ def scaled_learning_rate(optimiser: Optimiser, guards: Guards, batch: int) -> tu
     reference = optimiser.reference_batch
     if batch == reference:
         return 1.0, f"batch {batch} is the one the learning rate was written for"
+    if optimiser.batch_rule == "linear":
+        return batch / reference, f"learning rate x {batch}/{reference}"
     if batch >= guards.small_batch or reference <= guards.small_batch:
         return (batch / reference) ** 0.5, f"learning rate x sqrt({batch}/{reference})"
     factor = (guards.small_batch / reference) ** 0.5 * (batch / guards.small_batch)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from training.recipe import Crops
+from training.recipe import Crops, CropSizes
 
 _GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
@@ -58,10 +58,12 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(wide, (size, size), interpolation=cv2.INTER_AREA if height > size else cv2.INTER_CUBIC)
 
 
-def colour_jitter(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Brightness, contrast (0.4), saturation (0.2) and hue (0.1) jitter in random order; float32 in [0, 255]."""
-    brightness, contrast = rng.uniform(0.6, 1.4, size=2)
-    saturation, hue = rng.uniform(0.8, 1.2), rng.uniform(-0.1, 0.1)
+def colour_jitter(
+    image: np.ndarray, rng: np.random.Generator, strength: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+) -> np.ndarray:
+    """Brightness, contrast, saturation and hue jitter of ``strength`` in random order; float32 in [0, 255]."""
+    brightness, contrast, saturation = (rng.uniform(1 - s, 1 + s) for s in strength[:3])
+    hue = rng.uniform(-strength[3], strength[3])
     for operation in rng.permutation(4):
         if operation == 0:
             image = image * np.float32(brightness)
@@ -82,7 +84,7 @@ def distort(image: np.ndarray, crops: Crops, blur: float, solarise: float, rng: 
     """The photometric part: jitter, greyscale, blur, solarisation; uint8 in and out, same shape."""
     result = image.astype(np.float32)
     if rng.random() < crops.colour_jitter:
-        result = colour_jitter(result, rng)
+        result = colour_jitter(result, rng, crops.jitter_strength)
     if rng.random() < crops.greyscale:
         result = np.repeat((result @ _GREY)[..., None], 3, axis=2)
     if rng.random() < blur:
@@ -99,10 +101,10 @@ class MultiCrop:
     def __init__(self, crops: Crops, scale: int = 1) -> None:
         self.crops, self.scale = crops, scale
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> Views:
-        """``image`` (H, W, 3) uint8; all draws from ``rng``."""
-        crops = self.crops
-        size, gram_size = crops.global_size * self.scale, crops.gram_size
+    def __call__(self, image: np.ndarray, rng: np.random.Generator, sizes: CropSizes | None = None) -> Views:
+        """``image`` (H, W, 3) uint8; all draws from ``rng``. ``sizes`` of this step, where the recipe mixes several."""
+        crops, sizes = self.crops, sizes or self.crops.sizes()[0]
+        size, gram_size = sizes.global_size * self.scale, sizes.gram_size
         views, gram = [], []
         for number in range(2):
             base = self._crop(image, max(size, gram_size), crops.global_scale, rng)
@@ -110,7 +112,7 @@ class MultiCrop:
                 gram.append(resize(base, gram_size))
             solarise = crops.solarise if number == 1 else 0.0
             views.append(distort(resize(base, size), crops, crops.blur[number], solarise, rng))
-        local_size = crops.local_size * self.scale
+        local_size = sizes.local_size * self.scale
         local = [
             distort(self._crop(image, local_size, crops.local_scale, rng), crops, crops.blur[2], 0.0, rng)
             for _ in range(crops.local_count)
@@ -124,4 +126,5 @@ class MultiCrop:
     def _crop(self, image: np.ndarray, size: int, scale: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
         top, left, h, w = random_area(image.shape[0], image.shape[1], scale, self.crops.aspect, rng)
         view = resize(image[top : top + h, left : left + w], size)
-        return view[:, ::-1] if rng.random() < self.crops.horizontal_flip else view
+        view = view[:, ::-1] if rng.random() < self.crops.horizontal_flip else view
+        return view[::-1] if self.crops.vertical_flip and rng.random() < self.crops.vertical_flip else view

@@ -18,9 +18,9 @@ from foundry.images import decode_image
 from training.data.augment import MultiCrop
 from training.data.masks import step_masks
 from training.data.randomness import Purpose, stream
-from training.data.sampler import Order, StepSampler
-from training.data.shards import ShardDataset
-from training.recipe import Recipe
+from training.data.sampler import MixedOrders, OneOrder, Order, Steps, StepSampler
+from training.data.shards import Images
+from training.recipe import CropSizes, Recipe
 
 
 @dataclass
@@ -37,6 +37,21 @@ class Batch:
     masks: torch.Tensor
     unreadable: tuple[str, ...] = ()
     """What is wrong with images that could not be read and were replaced by others."""
+
+    def parts(self, count: int) -> list[Batch]:
+        """The batch in ``count`` parts of consecutive images, each crop-major too."""
+        if count == 1:
+            return [self]
+
+        def split(tensor: torch.Tensor) -> list[torch.Tensor]:
+            images = len(self.global_) // 2
+            if not len(tensor):
+                return [tensor] * count
+            by_crop = tensor.unflatten(0, (-1, images))
+            return [part.flatten(0, 1) for part in by_crop.chunk(count, dim=1)]
+
+        pieces = zip(*map(split, (self.global_, self.local, self.gram, self.masks)), strict=True)
+        return [Batch(self.step, *piece) for piece in pieces]
 
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``."""
@@ -62,14 +77,24 @@ REPLACEMENTS = 8
 """Images tried in the place of one that cannot be read, before the dataset counts as damaged."""
 
 
+def sizes_at(recipe: Recipe, step: int) -> CropSizes:
+    """The crop sizes of ``step``, the same on every process."""
+    sizes = recipe.crops.sizes()
+    if len(sizes) == 1:
+        return sizes[0]
+    edges = np.cumsum([each.probability for each in sizes])
+    draw = stream(recipe.seed, Purpose.SIZES, step).random() * edges[-1]
+    return sizes[min(int(np.searchsorted(edges, draw, side="right")), len(sizes) - 1)]
+
+
 class CropDataset(Dataset):
     """The crops of image ``index`` for place ``slot`` of ``step``: a pure function of (seed, step, slot, image).
 
     An image that cannot be read is replaced by the next one of the dataset, which is as deterministic.
     """
 
-    def __init__(self, shards: ShardDataset, recipe: Recipe, scale: int) -> None:
-        self.shards, self.seed = shards, recipe.seed
+    def __init__(self, shards: Images, recipe: Recipe, scale: int) -> None:
+        self.shards, self.recipe, self.seed = shards, recipe, recipe.seed
         self.multi_crop = MultiCrop(recipe.crops, scale)
 
     def __len__(self) -> int:
@@ -85,15 +110,16 @@ class CropDataset(Dataset):
             except UserError as error:
                 unreadable.append(f"{self.shards.keys[number]}: {error}")
             else:
-                return step, self.multi_crop(image, stream(self.seed, Purpose.CROPS, step, slot)), unreadable
+                draws = stream(self.seed, Purpose.CROPS, step, slot)
+                return step, self.multi_crop(image, draws, sizes_at(self.recipe, step)), unreadable
         raise UserError(f"{self.shards.folder}: {REPLACEMENTS} images in a row cannot be read, first {unreadable[0]}")
 
 
 class Collate:
-    """Stacks the views of a step and adds its masks."""
+    """Stacks the views of a step and adds its masks. ``stride``: pixels of a patch of the teacher."""
 
-    def __init__(self, recipe: Recipe, slots: range, grid: int) -> None:
-        self.recipe, self.slots, self.grid = recipe, slots, grid
+    def __init__(self, recipe: Recipe, slots: range, stride: int) -> None:
+        self.recipe, self.slots, self.stride = recipe, slots, stride
 
     def __call__(self, items: list[tuple[int, Any, list[str]]]) -> Batch:
         """The batch of the (step, views, problems) of this process's slots."""
@@ -103,7 +129,8 @@ class Collate:
         def crop_major(arrays: list[np.ndarray]) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(np.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])))
 
-        masks = step_masks(self.recipe.masks, self.recipe.batch, self.slots, self.grid, self.recipe.seed, step)
+        grid = sizes_at(self.recipe, step).global_size // self.stride
+        masks = step_masks(self.recipe.masks, self.recipe.batch, self.slots, grid, self.recipe.seed, step)
         return Batch(
             step,
             crop_major([view.global_ for view in views]),
@@ -123,20 +150,38 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def step_order(images: Images, recipe: Recipe, kinds: list[np.ndarray] | None = None) -> Steps:
+    """Which images each step takes. ``kinds``: of a mixture, the images of each of its kinds."""
+    if not kinds:
+        return OneOrder(Order(len(images), recipe.seed, images.weights), recipe.batch)
+    orders = [
+        Order(len(members), recipe.seed + 7919 * number, images.weights[members])
+        for number, members in enumerate(kinds, start=1)
+    ]
+    return MixedOrders(orders, kinds, [mixed.share for mixed in recipe.mixture], recipe.batch, recipe.seed)
+
+
 def step_batches(
-    shards: ShardDataset, recipe: Recipe, slots: range, grid: int, scale: int, start: int, workers: int, pin: bool
+    images: Images,
+    recipe: Recipe,
+    steps: Steps,
+    slots: range,
+    stride: int,
+    scale: int,
+    start: int,
+    workers: int,
+    pin: bool,
 ) -> Iterator[Batch]:
     """Batches of this process's ``slots`` for steps ``start`` ... ``recipe.steps`` - 1.
 
-    ``grid``: patches along a side of a global crop. ``scale``: crops are made this many times larger than the recipe
-    says. The number of ``workers`` never changes a batch.
+    ``stride``: pixels of a patch of the teacher. ``scale``: crops are made this many times larger than the recipe says.
+    The number of ``workers`` never changes a batch.
     """
-    order = Order(len(shards), recipe.seed, shards.weights)
     loader: DataLoader = DataLoader(
-        CropDataset(shards, recipe, scale),
-        batch_sampler=StepSampler(order, recipe.batch, slots, start, recipe.steps),
+        CropDataset(images, recipe, scale),
+        batch_sampler=StepSampler(steps, slots, start, recipe.steps),
         num_workers=workers,
-        collate_fn=Collate(recipe, slots, grid),
+        collate_fn=Collate(recipe, slots, stride),
         worker_init_fn=_start_worker,
         pin_memory=pin,
         prefetch_factor=2 if workers else None,

@@ -13,18 +13,23 @@ from training.recipe import Masks
 def masked_counts(settings: Masks, crops: int, patches: int, seed: int, step: int) -> np.ndarray:
     """How many of ``patches`` are masked in each of the step's ``crops`` global crops, (crops,) int64.
 
-    A share of the crops is masked; their ratios are the upper edges of equal strata of ``settings.ratio``, dealt to
-    the crops in random order.
+    A share of the crops is masked; ``settings.ratio`` is divided into as many equal strata, each of which gives one
+    ratio (its upper edge, or a draw inside it), dealt to the crops in random order.
     """
     masked = int(crops * settings.share)
-    edges = np.linspace(settings.ratio[0], settings.ratio[1], masked + 1)[1:]
+    edges = np.linspace(settings.ratio[0], settings.ratio[1], masked + 1)
+    rng = stream(seed, Purpose.MASK_SHARES, step)
+    ratios = edges[1:] if settings.style == "dinov3" else rng.uniform(edges[:-1], edges[1:])
     counts = np.zeros(crops, dtype=np.int64)
-    counts[:masked] = (patches * edges).astype(np.int64)
-    return stream(seed, Purpose.MASK_SHARES, step).permutation(counts)
+    counts[:masked] = (patches * ratios).astype(np.int64)
+    return rng.permutation(counts)
 
 
-def block_mask(grid: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """A (grid, grid) bool mask with exactly ``count`` patches set: random blocks, completed at random."""
+def block_mask(grid: int, count: int, rng: np.random.Generator, complete: bool = True) -> np.ndarray:
+    """A (grid, grid) bool mask with ``count`` patches set: random blocks, and what is missing at random.
+
+    Without ``complete`` a mask to which no block fits any more stays smaller.
+    """
     mask = np.zeros((grid, grid), dtype=bool)
     largest = 0.5 * grid * grid
     log_aspect = math.log(1 / 0.3)
@@ -44,7 +49,7 @@ def block_mask(grid: int, count: int, rng: np.random.Generator) -> np.ndarray:
         else:
             break
     missing = count - int(mask.sum())
-    if missing > 0:
+    if complete and missing > 0:
         free = np.flatnonzero(~mask)
         mask.reshape(-1)[rng.choice(free, size=missing, replace=False)] = True
     return mask
@@ -62,5 +67,6 @@ def step_masks(settings: Masks, batch: int, slots: range, grid: int, seed: int, 
     for i, row in enumerate(rows):
         if counts[row]:
             rng = stream(seed, Purpose.MASK_BLOCKS, step, row)
-            masks[i] = block_mask(grid, int(counts[row]), rng).reshape(-1)
+            complete = settings.style == "dinov3"
+            masks[i] = block_mask(grid, int(counts[row]), rng, complete).reshape(-1)
     return masks

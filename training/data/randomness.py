@@ -15,6 +15,8 @@ class Purpose(enum.IntEnum):
     MASK_SHARES = 3
     MASK_BLOCKS = 4
     ROPE = 5
+    SIZES = 6
+    MIXTURE = 7
 
 
 def stream(seed: int, purpose: Purpose, step: int = 0, index: int = 0) -> np.random.Generator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ class ShardDataset:
     """The images of a curated dataset, by position.
 
     ``folder`` is a local path or an fsspec URL of a folder with ``dataset.json``, ``samples.parquet`` and ``shards/``.
-    Safe to hand to loader workers: files and clients are opened inside the process that reads.
+    Safe to hand to loader workers: files and clients are opened inside the process that reads. ``cache``: folder on a
+    local disk for up to ``cache_bytes`` of images read from elsewhere.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, cache: Path | None = None, cache_bytes: int = 0) -> None:
         import pyarrow.parquet as parquet
 
         self.folder = str(folder).rstrip("/")
@@ -53,6 +55,10 @@ class ShardDataset:
         self._handles: dict[int, int] = {}
         self._owner = os.getpid()
         self._system: Any = None
+        self._cache: ShardCache | None = None
+        if cache is not None and cache_bytes and not self._local:
+            kept = np.cumsum(self._length) <= cache_bytes
+            self._cache = ShardCache(cache / self.digest, kept)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -62,9 +68,13 @@ class ShardDataset:
         if self._owner != os.getpid():
             self._owner, self._handles, self._system = os.getpid(), {}, None
         shard, offset, length = int(self._shard[index]), int(self._offset[index]), int(self._length[index])
+        if self._cache is not None and (found := self._cache.read(index, shard, offset, length)) is not None:
+            return found
         data = self._range(shard, offset, length)
         if len(data) != length:
             raise UserError(f"{self._name(shard)}: ends before image '{self.keys[index]}' does; the shard is damaged")
+        if self._cache is not None:
+            self._cache.write(index, shard, offset, data)
         return data
 
     def _name(self, shard: int) -> str:
@@ -95,3 +105,70 @@ class ShardDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": {}, "_system": None, "_owner": -1}
+
+
+class ShardCache:
+    """Images of a dataset that lies elsewhere, on a local disk: sparse copies of its shards and one byte an image.
+
+    Which images are kept is decided beforehand (``kept``, (n,) bool): of an endless shuffled order any fixed part is as
+    good as another, and nothing is ever thrown out again. Any number of processes may read and write: they write the
+    same bytes, an image counts once its byte in ``present`` is set, and that is set last.
+    """
+
+    def __init__(self, folder: Path, kept: np.ndarray) -> None:
+        self.folder, self.kept = folder, kept
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "present").open("ab") as file:
+            file.truncate(len(kept))
+        self._files: dict[str, int] = {}
+        self._owner = os.getpid()
+
+    def read(self, index: int, shard: int, offset: int, length: int) -> bytes | None:
+        """The bytes of image ``index``, or None where it is not here."""
+        if not self.kept[index] or os.pread(self._file("present"), 1, index) != b"\x01":
+            return None
+        data = os.pread(self._file(f"{shard:06d}"), length, offset)
+        return data if len(data) == length else None
+
+    def write(self, index: int, shard: int, offset: int, data: bytes) -> None:
+        """Keep the bytes of image ``index`` where it is one of those to keep."""
+        if self.kept[index]:
+            os.pwrite(self._file(f"{shard:06d}"), data, offset)
+            os.pwrite(self._file("present"), b"\x01", index)
+
+    def _file(self, name: str) -> int:
+        if self._owner != os.getpid():
+            self._owner, self._files = os.getpid(), {}
+        if name not in self._files:
+            self._files[name] = os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+        return self._files[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}, "_owner": -1}
+
+
+class JointDataset:
+    """Several datasets under each other: image ``i`` of the second follows the last of the first."""
+
+    def __init__(self, parts: Sequence[ShardDataset]) -> None:
+        self.parts = list(parts)
+        self._starts = np.cumsum([0, *(len(part) for part in self.parts)])
+        self.keys = [key for part in self.parts for key in part.keys]
+        self.weights = np.concatenate([part.weights for part in self.parts])
+        self.folder = " + ".join(part.folder for part in self.parts)
+        self.digest = "+".join(part.digest for part in self.parts)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, index: int) -> bytes:
+        """The encoded bytes of image ``index``."""
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self.parts[part].read(index - int(self._starts[part]))
+
+    def members(self, part: int) -> np.ndarray:
+        """The numbers of the images of dataset ``part``, (n,) int64."""
+        return np.arange(self._starts[part], self._starts[part + 1])
+
+
+Images = ShardDataset | JointDataset

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import warnings
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -56,32 +57,54 @@ def step_of(checkpoint: Path) -> int:
     return int(match.group(1))
 
 
-def save_checkpoint(run: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write ``state`` (tensors in nested dicts) as the checkpoint after ``step`` steps; keep the ``keep`` newest.
+class Checkpointer:
+    """Writes checkpoints of a run while it goes on.
 
-    Every process calls this. The folder appears under its name only when all of it is on disk.
+    :meth:`save` copies the state and returns; a thread writes the copy under a temporary name. :meth:`finish` waits
+    for it and gives it its name; the next ``save`` and the end of the run do so too. A run that dies in between goes on
+    from the checkpoint before. Every process makes the same calls.
     """
-    folder = run / "checkpoints"
-    final = folder / checkpoint_name(step)
-    temporary = folder / f".{final.name}.partial"
-    if rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        for left_over in folder.glob(".*.partial"):
-            shutil.rmtree(left_over)
-    barrier()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.save(state, checkpoint_id=temporary, no_dist=not dist.is_initialized())
-    barrier()
-    if rank() == 0:
-        if final.exists():
-            shutil.rmtree(final)
-        os.rename(temporary, final)
-        write_atomically(folder / "latest", final.name + "\n")
-        for old in finished_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
-    barrier()
-    return final
+
+    def __init__(self, run: Path, keep: int, keep_every: int = 0) -> None:
+        self.folder, self.keep, self.keep_every = run / "checkpoints", keep, keep_every
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None  # none but its thread uses it
+        self._pending: tuple[int, Path, Future[Any]] | None = None
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Take ``state`` (tensors in nested dicts) as the checkpoint after ``step`` steps."""
+        self.finish()
+        temporary = self.folder / f".{checkpoint_name(step)}.partial"
+        if rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left_over in self.folder.glob(".*.partial"):
+                shutil.rmtree(left_over)
+        barrier()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            written = dcp.async_save(
+                state, checkpoint_id=temporary, process_group=self._group, no_dist=self._group is None
+            )
+        assert isinstance(written, Future)
+        self._pending = (step, temporary, written)
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written, if one is, and make it the latest."""
+        if self._pending is None:
+            return
+        step, temporary, written = self._pending
+        self._pending = None
+        written.result()
+        barrier()
+        if rank() == 0:
+            final = self.folder / checkpoint_name(step)
+            if final.exists():
+                shutil.rmtree(final)
+            os.rename(temporary, final)
+            write_atomically(self.folder / "latest", final.name + "\n")
+            for old in finished_checkpoints(self.folder)[: -self.keep]:
+                if not self.keep_every or step_of(old) % self.keep_every:
+                    shutil.rmtree(old)
+        barrier()
 
 
 def load_checkpoint(checkpoint: Path, state: dict[str, Any]) -> None:

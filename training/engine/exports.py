@@ -10,7 +10,7 @@ from foundry.errors import UserError
 from foundry.images import Preprocessing
 from foundry.storage import write_atomically
 from training.engine.checkpoint import checkpoint_name
-from training.engine.learner import Learner
+from training.engine.learner import Learner, Network
 from training.models.interchange import save_export
 from training.recipe import Recipe
 
@@ -29,8 +29,8 @@ def latest_export(run: Path, student: str = "") -> Path:
         raise UserError(f"{root}: no export yet") from None
 
 
-def export_learner(learner: Learner, run: Path, done: int, recipe: Recipe, latest: bool) -> Path:
-    """Write the average of ``learner`` after ``done`` steps; ``latest`` also makes it the one that later steps take.
+def export_learner(learner: Learner, average: Network, run: Path, done: int, recipe: Recipe, latest: bool) -> Path:
+    """Write the whole ``average`` of ``learner`` after ``done`` steps; with ``latest`` it is what later steps take.
 
     An export that is already there is kept: it would be the same.
     """
@@ -42,7 +42,6 @@ def export_learner(learner: Learner, run: Path, done: int, recipe: Recipe, lates
         temporary = root / f".{final.name}.partial"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        average = learner.average
         heads = {"dino_head": average.dino_head, "ibot_head": average.ibot_head}
         save_export(average.backbone, temporary, preprocessing, heads)
         os.rename(temporary, final)

@@ -60,12 +60,22 @@ class Watch:
             )
         return False
 
-    def collapse(self, step: int, measures: dict[str, float]) -> None:
-        """Record an alarm when the feature rank falls below ``guards.collapse_rank`` (once until it recovers)."""
-        low = measures["feature_rank"] < self.guards.collapse_rank
-        if low and not self._alarmed:
-            message = f"feature rank {measures['feature_rank']:.2f} is below {self.guards.collapse_rank}"
+    def collapse(self, step: int, measures: dict[str, float], attainable: float = 1.0) -> None:
+        """Record an alarm when features or targets collapse (once until they recover), by :class:`Guards`.
+
+        ``attainable``: the largest ``prototype_use`` that a batch of this size can have.
+        """
+        guards, found = self.guards, []
+        if measures["feature_rank"] < guards.collapse_rank:
+            found.append(f"feature rank {measures['feature_rank']:.2f} is below {guards.collapse_rank}")
+        if step >= guards.grace_steps:
+            if measures["target_entropy"] > guards.collapse_entropy:
+                found.append(f"targets are uniform (entropy {measures['target_entropy']:.4f} of ln K)")
+            if measures["prototype_use"] < guards.collapse_use * attainable:
+                found.append(f"targets use {100 * measures['prototype_use'] / attainable:.2f} % of the prototypes")
+        if found and not self._alarmed:
+            message = "; ".join(found)
             self.journal.event("collapse-alarm", step, message, **measures)
-            if self.guards.stop_on_collapse:
-                raise UserError(f"training stopped at step {step}: the features have collapsed ({message})")
-        self._alarmed = low
+            if guards.stop_on_collapse:
+                raise UserError(f"training stopped at step {step}: the network has collapsed ({message})")
+        self._alarmed = bool(found)

@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from foundry.storage import write_atomically
+from training.engine.served_metrics import ServedMetrics
 
 
 class Journal:
-    """Appends one JSON object a line to the two logs of a run folder. Only the first process writes."""
+    """Appends one JSON object a line to the two logs of a run folder. Only the first process writes.
 
-    def __init__(self, folder: Path, writes: bool) -> None:
+    ``served``: where the same numbers are shown to Prometheus.
+    """
+
+    def __init__(self, folder: Path, writes: bool, served: ServedMetrics | None = None) -> None:
         self.metrics_path, self.events_path = folder / "metrics.jsonl", folder / "events.jsonl"
-        self._writes = writes
+        self._writes, self._served = writes, served
 
     def cut_after(self, step: int) -> None:
         """Drop metric lines of steps from ``step`` on (they will be computed again) and a half-written last line."""
@@ -36,6 +40,8 @@ class Journal:
         """Record ``values`` at 0-based ``step``; a value that is not finite is written as null."""
         if not self._writes:
             return
+        if self._served is not None:
+            self._served.show(step, values)
         clean = {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in values.items()}
         self._append(self.metrics_path, {"step": step, "time": round(time.time(), 3), **clean})
 
@@ -46,6 +52,8 @@ class Journal:
 
     def own_event(self, kind: str, step: int, message: str, **facts: Any) -> None:
         """Record something that only this process knows; every process may call it (a line is one write)."""
+        if self._served is not None:
+            self._served.count(kind)
         record = {"event": kind, "step": step, "time": round(time.time(), 3), "message": message, **facts}
         self._append(self.events_path, record)
 

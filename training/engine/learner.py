@@ -2,51 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from training.engine.checkpoint import module_state, optimiser_state
-from training.engine.optimiser import build_optimiser, clip_gradients, move_average, set_schedules
+from training.engine.low_rank import add_low_rank
+from training.engine.optimiser import build_optimiser, clip_gradients, move_average, set_schedules, zero_gradients
+from training.engine.parallel import Parallel
 from training.engine.views import Views
 from training.models.architectures import Architecture
 from training.models.build import Backbone, build_backbone, build_head
 from training.models.draws import StepDraws
+from training.models.features import Features
 from training.models.heads import ProjectionHead
 from training.objectives.dino import dino_loss, pair_shares
 from training.objectives.gram import gram_loss
 from training.objectives.ibot import ibot_loss
 from training.objectives.koleo import koleo_loss
-from training.recipe import Head, Heads, Recipe
+from training.recipe import Head, Heads, Recipe, value_at
+
+
+class Output(NamedTuple):
+    """What a network says of a list of crop groups."""
+
+    features: list[Features]
+    """Of each group."""
+    cls: Tensor
+    """(S, K) image-level scores of all crops, group after group."""
+    patches: Tensor | None
+    """(n, K') patch-level scores at the wanted patches of the first group; None where none were wanted."""
 
 
 class Network(nn.Module):
-    """A backbone with the two projection heads."""
+    """A backbone with the two projection heads (one head twice, where they share it)."""
 
-    def __init__(self, backbone: Backbone, heads: Heads, seed: int) -> None:
+    def __init__(self, backbone: Backbone, heads: Heads, seed: int, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.backbone = backbone
-        self.dino_head = _head(backbone, heads.dino, seed + 1)
-        self.ibot_head = _head(backbone, heads.ibot, seed + 2)
+        self.dino_head = _head(backbone, heads.dino, seed + 1, device)
+        self.ibot_head = self.dino_head if heads.shared else _head(backbone, heads.ibot, seed + 2, device)
+
+    def forward(
+        self,
+        crops: Sequence[Tensor],
+        masks: Sequence[Tensor | None] | None = None,
+        wanted: Tensor | None = None,
+        draws: StepDraws | None = None,
+    ) -> Output:
+        """Features and scores of ``crops``, a list of (B, C, H, W).
+
+        ``wanted``: (n,) flat positions among the patches of the first group, whose patch-level scores are given too.
+        """
+        features = self.backbone.forward_crops(crops, masks, draws=draws)
+        cls = self.dino_head(torch.cat([group["cls"] for group in features]))
+        patches = None
+        if wanted is not None:
+            patches = self.ibot_head(features[0]["patches"].flatten(0, 1).index_select(0, wanted))
+        return Output(features, cls, patches)
 
 
-def _head(backbone: Backbone, head: Head, seed: int) -> ProjectionHead:
+def _head(backbone: Backbone, head: Head, seed: int, device: torch.device | str) -> ProjectionHead:
     return build_head(
-        backbone.config.dim, head.hidden, head.bottleneck, head.prototypes, weight_norm=head.weight_norm, seed=seed
+        backbone.config.dim,
+        head.hidden,
+        head.bottleneck,
+        head.prototypes,
+        layers=head.layers,
+        weight_norm=head.weight_norm,
+        trainable_gain=head.trainable_gain,
+        seed=seed,
+        device=device,
     )
 
 
-def build_network(spec: Architecture, heads: Heads, seed: int, device: torch.device) -> Network:
-    """A network with the weights that ``seed`` gives, in float32 on ``device``."""
-    return Network(build_backbone(spec, seed=seed), heads, seed).to(device)
+def build_network(spec: Architecture, heads: Heads, seed: int, device: torch.device | str) -> Network:
+    """A network with the weights that ``seed`` gives, in float32 on ``device`` (``meta``: shapes only)."""
+    return Network(build_backbone(spec, seed=seed, device=device), heads, seed, device)
 
 
 def frozen_copy(network: Network) -> Network:
     """A copy in evaluation mode whose parameters take no gradient."""
-    import copy
-
     return copy.deepcopy(network).eval().requires_grad_(False)
 
 
@@ -66,10 +106,19 @@ class Targets:
     """(2B, N, D) patch features of the Gram teacher on the student's grid."""
 
 
+@dataclass
+class Measured:
+    """What a learner found in one step, of this process's share: losses by name and CLS features (2B, D)."""
+
+    losses: dict[str, Tensor]
+    features: Tensor
+
+
 class Learner:
     """One student with everything that belongs to it.
 
-    ``scale``: crop size relative to the recipe's. ``rate``: factor on its learning rate.
+    ``scale``: crop size relative to the recipe's. ``rate``: factor on its learning rate. ``start``: a backbone to begin
+    with instead of the weights that ``seed`` gives.
     """
 
     def __init__(
@@ -78,18 +127,30 @@ class Learner:
         spec: Architecture,
         recipe: Recipe,
         seed: int,
-        device: torch.device,
+        parallel: Parallel,
         scale: int = 1,
         rate: float = 1.0,
+        start: Backbone | None = None,
     ) -> None:
         self.name, self.spec, self.recipe, self.scale, self.rate = name, spec, recipe, scale, rate
-        self.network = build_network(spec, recipe.heads, seed, device).train()
-        self.average = frozen_copy(self.network)
-        self.parts = {"backbone": self.network.backbone, "dino_head": self.network.dino_head}
-        if recipe.losses.ibot:
+        network = build_network(spec, recipe.heads, seed, "cpu")
+        if start is not None:
+            network.backbone.load_state_dict(start.state_dict())
+            if recipe.warm_start is not None and recipe.warm_start.lora_rank:
+                add_low_rank(network.backbone, recipe.warm_start.lora_rank, recipe.warm_start.lora_alpha, seed + 3)
+        network = network.to(parallel.device).train()
+        for head, settings in ((network.dino_head, recipe.heads.dino), (network.ibot_head, recipe.heads.of_patches())):
+            if settings.weight_norm and not settings.trainable_gain:
+                head.last_layer.weight_g.requires_grad_(False)
+        if not recipe.losses.ibot and not recipe.heads.shared:
+            network.ibot_head.requires_grad_(False)
+        _rest(network.backbone, recipe)
+        self.average = parallel.inference(frozen_copy(network))
+        self.parallel = parallel
+        self.network, self.module = parallel.training(network)
+        self.parts: dict[str, nn.Module] = {"backbone": self.network.backbone, "dino_head": self.network.dino_head}
+        if recipe.losses.ibot and not recipe.heads.shared:
             self.parts["ibot_head"] = self.network.ibot_head
-        else:
-            self.network.ibot_head.requires_grad_(False)
         self.optimiser = build_optimiser(self.parts, recipe.optimiser)
 
     @property
@@ -97,40 +158,87 @@ class Learner:
         """What this learner's metric names start with."""
         return f"{self.name}/" if self.name else ""
 
-    def losses(self, views: Views, targets: Targets, draws: StepDraws) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """(total, parts, CLS features (2B, D)): this process's share of the losses of the whole batch."""
-        weights = self.recipe.losses
+    def backward(
+        self, views: Sequence[Views], targets: Sequence[Targets], draws: Sequence[StepDraws], autocast: torch.autocast
+    ) -> Measured:
+        """Gradients of this process's share of the losses of the whole batch, given in one or more parts."""
+        spread = self._spread_gradients(views, targets, draws, autocast) if len(views) > 1 else None
+        found: list[tuple[dict[str, Tensor], Tensor]] = []
+        for number, (part, wanted, drawn) in enumerate(zip(views, targets, draws, strict=True)):
+            with self.parallel.synchronised(self.module, last=number + 1 == len(views)):
+                with autocast:
+                    total, losses, features = self.losses(part, wanted, drawn, koleo=spread is None)
+                if spread is not None:
+                    total = total + (features * spread[1][number]).sum() * len(views)
+                (total / len(views)).backward()
+            found.append((losses, features.detach()))
+        losses = {name: torch.stack([each[name] for each, _ in found]).mean(dim=0) for name in found[0][0]}
+        if spread is not None:
+            losses["koleo"] = spread[0]
+            losses["loss"] = losses["loss"] + self.recipe.losses.koleo * spread[0]
+        by_crop = torch.cat([features.unflatten(0, (2, -1)) for _, features in found], dim=1)
+        return Measured(losses, by_crop.flatten(0, 1))
+
+    def losses(
+        self, views: Views, targets: Targets, draws: StepDraws, koleo: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """(total, parts, CLS features (2B, D) with their gradient): the share of ``views`` in the losses."""
+        recipe, weights, step = self.recipe, self.recipe.losses, draws.step
         crops = [views.global_crops(self.scale)]
         locals_ = views.local_crops(self.scale)
         if len(locals_):
             crops.append(locals_)
         masks = [targets.masks, *[None] * (len(crops) - 1)]
-        features = self.network.backbone.forward_crops(crops, masks, draws=draws)
-        global_ = features[0]
+        output: Output = self.module(crops, masks, targets.masked if weights.ibot else None, draws)
+        global_ = output.features[0]
         images = targets.cls.shape[1]
 
-        scores = self.network.dino_head(torch.cat([feature["cls"] for feature in features]))
         same = weights.dino_same_crop
-        local_share, global_share = pair_shares(2, self.recipe.crops.local_count, same)
-        parts = {"dino_global": dino_loss(scores[: 2 * images], targets.cls, ignore_diagonal=not same)}
+        local_share, global_share = pair_shares(2, recipe.crops.local_count, same)
+        parts = {"dino_global": dino_loss(output.cls[: 2 * images], targets.cls, ignore_diagonal=not same)}
         total = weights.dino * global_share * parts["dino_global"]
         if len(locals_):
-            parts["dino_local"] = dino_loss(scores[2 * images :], targets.cls)
-            total = total + weights.dino * weights.dino_local * local_share * parts["dino_local"]
+            parts["dino_local"] = dino_loss(output.cls[2 * images :], targets.cls)
+            local_weight = value_at(weights.dino_local, step, recipe.steps)
+            total = total + weights.dino * local_weight * local_share * parts["dino_local"]
         if weights.ibot:
-            masked = global_["patches"].flatten(0, 1).index_select(0, targets.masked)
-            patch_scores = self.network.ibot_head(masked)
-            parts["ibot"] = ibot_loss(patch_scores, targets.patches, targets.weights, 2 * images)
+            assert output.patches is not None
+            parts["ibot"] = ibot_loss(output.patches, targets.patches, targets.weights, 2 * images)
             total = total + weights.ibot * parts["ibot"]
-        if weights.koleo:
-            first, second = global_["cls"].chunk(2)
-            parts["koleo"] = koleo_loss(first, weights.koleo_group) + koleo_loss(second, weights.koleo_group)
+        if weights.koleo and koleo:
+            parts["koleo"] = self._koleo(global_["cls"])
             total = total + weights.koleo * parts["koleo"]
         if targets.gram is not None:
-            parts["gram"] = gram_loss(global_["patches"], targets.gram)
-            total = total + weights.gram * parts["gram"]
+            parts["gram"] = gram_loss(global_["patches"], targets.gram, negatives=weights.gram_negatives)
+            total = total + value_at(weights.gram, step, recipe.steps) * parts["gram"]
         parts["loss"] = total
-        return total, {name: part.detach() for name, part in parts.items()}, global_["cls"].detach()
+        return total, {name: part.detach() for name, part in parts.items()}, global_["cls"]
+
+    def _koleo(self, cls: Tensor) -> Tensor:
+        group = self.recipe.losses.koleo_group
+        first, second = cls.chunk(2)
+        return koleo_loss(first, group) + koleo_loss(second, group)
+
+    def _spread_gradients(
+        self, views: Sequence[Views], targets: Sequence[Targets], draws: Sequence[StepDraws], autocast: torch.autocast
+    ) -> tuple[Tensor, list[Tensor]] | None:
+        """KoLeo of a batch in parts whose groups reach over several: its value, and its gradient at each part's CLS.
+
+        None where every group lies within a part. Costs one more forward pass over the global crops: draws depend on
+        places alone, so the second pass gives the same features.
+        """
+        images = targets[0].cls.shape[1]
+        if not self.recipe.losses.koleo or images % self.recipe.losses.koleo_group == 0:
+            return None
+        with torch.no_grad(), autocast:
+            seen = [
+                self.module([part.global_crops(self.scale)], [wanted.masks], None, drawn).features[0]["cls"]
+                for part, wanted, drawn in zip(views, targets, draws, strict=True)
+            ]
+        whole = torch.cat([cls.unflatten(0, (2, -1)) for cls in seen], dim=1).float().requires_grad_()
+        value = self._koleo(whole.flatten(0, 1))
+        (gradient,) = torch.autograd.grad(self.recipe.losses.koleo * value, whole)
+        return value.detach(), [part.flatten(0, 1) for part in gradient.chunk(len(views), dim=1)]
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The trained parameters, in a fixed order."""
@@ -139,8 +247,10 @@ class Learner:
 
     def clip(self) -> dict[str, Tensor]:
         """Clip the gradients of each part; their norms before."""
+        settings = self.recipe.optimiser
         return {
-            name: clip_gradients(part.parameters(), self.recipe.optimiser.clip) for name, part in self.parts.items()
+            name: clip_gradients(part.parameters(), settings.clip, each=settings.clip_each == "tensor")
+            for name, part in self.parts.items()
         }
 
     def update(self, step: int, rate_factor: float) -> None:
@@ -151,9 +261,22 @@ class Learner:
             settings.learning_rate.at(step, recipe.steps) * rate_factor * self.rate,
             settings.weight_decay.at(step, recipe.steps),
             freeze_prototypes=step < settings.freeze_prototypes_steps,
+            backbone=backbone_factor(recipe, step),
+            patch_embedding=recipe.warm_start is not None and recipe.warm_start.train_patch_embedding,
         )
         self.optimiser.step()
         move_average(self.average, self.network, recipe.teacher.momentum.at(step, recipe.steps))
+
+    def forget_gradients(self) -> None:
+        """Drop all gradients."""
+        zero_gradients(self.optimiser)
+
+    def whole_average(self) -> Network:
+        """The average as one ordinary network with merged low-rank updates.
+
+        Every process calls it; the result is of use on the first.
+        """
+        return self.parallel.whole(self.average, self.spec, self.recipe)
 
     def state(self) -> dict[str, object]:
         """Everything a checkpoint keeps of this learner, as its own tensors."""
@@ -163,3 +286,27 @@ class Learner:
             "average": module_state(self.average),
             "optimiser": optimiser_state(self.optimiser, names),
         }
+
+
+def backbone_factor(recipe: Recipe, step: int) -> float:
+    """Factor on the backbone's learning rate and weight decay: below 1 in the first steps of a warm start."""
+    start = recipe.warm_start
+    if start is None or step >= start.freeze_steps + start.ramp_steps:
+        return 1.0
+    return max(step - start.freeze_steps, 0) / max(start.ramp_steps, 1)
+
+
+def _rest(backbone: Backbone, recipe: Recipe) -> None:
+    """Take the gradient from the parameters that a warm start lets rest for good."""
+    start = recipe.warm_start
+    if start is None:
+        return
+    blocks = len(getattr(backbone, "blocks", ()))
+    learning = tuple(f"blocks.{number}." for number in range(blocks - start.last_blocks, blocks))
+    for name, parameter in backbone.named_parameters():
+        low_rank = ".0.a" in name or ".0.b" in name
+        embedding = "patch_embed" in name and start.train_patch_embedding
+        if start.lora_rank:
+            parameter.requires_grad_(low_rank or embedding)
+        elif start.last_blocks:
+            parameter.requires_grad_(name.startswith((*learning, "norm.")) or embedding)

@@ -6,43 +6,55 @@ import io
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from foundry.errors import UserError
+from foundry.home import home
 from foundry.progress import Progress
 from foundry.storage import is_local, local_path, write_atomically
-from training.data.loader import step_batches
+from training.data.loader import Batch, step_batches, step_order
 from training.data.sampler import share
-from training.data.shards import ShardDataset
+from training.data.shards import Images, JointDataset, ShardDataset
 from training.distributed import barrier, mean_over_ranks, rank, world_size
-from training.engine.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, step_of
+from training.engine.checkpoint import Checkpointer, latest_checkpoint, load_checkpoint, step_of
 from training.engine.exports import export_learner
 from training.engine.guards import Watch, collapse_measures
 from training.engine.journal import Journal
-from training.engine.learner import Learner
-from training.engine.nearest_neighbours import PeriodicKnn
+from training.engine.learner import Learner, Network
+from training.engine.parallel import Parallel
+from training.engine.probing import Probing
 from training.engine.process import choose_device, own_run_folder
-from training.engine.teaching import Teacher, load_trained, trained_architecture
+from training.engine.served_metrics import ServedMetrics
+from training.engine.teaching import Teacher, load_start, load_trained, trained_architecture
 from training.engine.views import Views
 from training.models.architectures import Architecture, architecture
+from training.models.build import Backbone
 from training.models.draws import StepDraws
 from training.recipe import Recipe, dump_recipe, scaled_learning_rate
 
 
 class Trainer:
-    """One run of ``recipe`` over the curated dataset ``data`` into the run folder ``output``.
+    """One run of ``recipe`` over curated data into the run folder ``output``.
 
-    ``teacher``: run folder to continue (gram) or distil from. ``evaluation``: labelled set for the periodic k-NN.
-    Every draw is a function of (seed, step, place in the whole batch), so neither the number of processes nor of loader
-    workers nor a restart changes what is learned.
+    ``data``: a dataset, or several by name where the recipe mixes them. ``teacher``: run folder to continue (gram) or
+    distil from. ``start``: backbone of a warm start (Hugging Face folder, official file or run folder). ``evaluation``:
+    labelled set for the periodic k-NN. Every draw is a function of (seed, step, place in the whole batch), so neither
+    the number of processes nor of loader workers nor of parts of a batch nor a restart changes what is learned.
     """
 
     def __init__(
-        self, recipe: Recipe, data: str, output: str, teacher: str | None = None, evaluation: str | None = None
+        self,
+        recipe: Recipe,
+        data: str | Mapping[str, str],
+        output: str,
+        teacher: str | None = None,
+        evaluation: str | None = None,
+        start: str | None = None,
     ) -> None:
         self.device = choose_device(recipe.device)
         if not is_local(output):
@@ -52,66 +64,90 @@ class Trainer:
         self.rank, self.world = rank(), world_size()
         self._lock = own_run_folder(self.run_folder) if self.rank == 0 else None
         barrier()
-        self.shards = ShardDataset(data)
+        self.images, self._kinds = open_datasets(recipe, data)
         source = self._teacher_run(recipe, teacher)
         if recipe.model is None and source is not None and recipe.stage == "gram":
             recipe = recipe.model_copy(update={"model": trained_architecture(source).model_dump(mode="json")})
+        backbone = self._start(recipe, start)
+        if recipe.model is None and backbone is not None:
+            recipe = recipe.model_copy(update={"model": backbone.config.model_dump(mode="json")})
         self.recipe = recipe
-        if recipe.batch % self.world:
-            raise UserError(f"batch {recipe.batch} cannot be divided among {self.world} processes")
+        if recipe.batch % (self.world * recipe.accumulate):
+            parts = f" in {recipe.accumulate} parts each" if recipe.accumulate > 1 else ""
+            raise UserError(f"batch {recipe.batch} cannot be divided among {self.world} processes{parts}")
         self.slots = share(recipe.batch, self.rank, self.world)
-        self.journal = Journal(self.run_folder, writes=self.rank == 0)
+        served = ServedMetrics.from_environment(recipe.name, self.run_folder) if self.rank == 0 else None
+        self.served = served
+        self.journal = Journal(self.run_folder, writes=self.rank == 0, served=served)
         self.watch = Watch(recipe.guards, self.journal)
-        self._build(source)
+        self.parallel = Parallel(recipe, self.device)
+        self.checkpoints = Checkpointer(self.run_folder, recipe.cadence.keep_checkpoints, recipe.cadence.keep_every)
+        self._build(source, backbone)
         self.rate_factor, self._rate_reason = scaled_learning_rate(recipe.optimiser, recipe.guards, recipe.batch)
-        self.knn = PeriodicKnn(evaluation, self.device) if evaluation else None
+        self.probing = Probing(recipe, self.images, evaluation, self.device)
 
     @staticmethod
     def _teacher_run(recipe: Recipe, teacher: str | None) -> Path | None:
         if recipe.stage == "pretrain":
             if teacher:
-                raise UserError("--teacher: stage pretrain starts from random weights and takes no teacher")
+                raise UserError("--teacher: stage pretrain takes no teacher; a warm start takes --start")
             return None
         if not teacher:
             raise UserError(f"--teacher: stage {recipe.stage} needs the run folder of a trained teacher")
         return local_path(teacher)
 
-    def _build(self, source: Path | None) -> None:
+    @staticmethod
+    def _start(recipe: Recipe, start: str | None) -> Backbone | None:
+        if recipe.warm_start is None:
+            if start:
+                raise UserError("--start: the recipe has no warm_start; add 'warm_start: {}' to continue a backbone")
+            return None
+        if not start:
+            raise UserError("--start: a recipe with warm_start needs the backbone to continue")
+        return load_start(start, recipe)
+
+    def _build(self, source: Path | None, backbone: Backbone | None) -> None:
         """Learners and their teacher, by the stage."""
         recipe = self.recipe
         if recipe.stage == "distil":
             assert source is not None
-            taught = load_trained(source, self.device)
-            stride, size = taught.backbone.config.stride, recipe.crops.global_size
+            taught = load_trained(source)
+            self._check_prototypes(taught)
+            self.stride = taught.backbone.config.stride
             self.learners = []
             for number, student in enumerate(recipe.students, start=1):
                 spec, seed = architecture(student.model), recipe.seed + 100 * number
-                scale = _scale(student.name, spec, stride)
+                scale = _scale(student.name, spec, self.stride)
                 rate = student.learning_rate_factor
-                self.learners.append(Learner(student.name, spec, recipe, seed, self.device, scale, rate))
-            self.teacher = Teacher(taught, recipe, hides=False)
-            self._check_prototypes(taught)
+                self.learners.append(Learner(student.name, spec, recipe, seed, self.parallel, scale, rate))
+            self.teacher = Teacher(self._frozen(taught), recipe, hides=False)
         else:
             assert recipe.model is not None
             spec = architecture(recipe.model)
-            stride, size = spec.stride, recipe.crops.global_size
-            learner = Learner("", spec, recipe, recipe.seed, self.device)
+            self.stride = spec.stride
+            learner = Learner("", spec, recipe, recipe.seed, self.parallel, start=backbone)
             self.learners = [learner]
             self._untrained(learner)
             gram = None
             if recipe.stage == "gram":
                 assert source is not None
-                gram = load_trained(source, self.device)
-                self._check_prototypes(gram)
+                taught = load_trained(source)
+                self._check_prototypes(taught)
+                gram = self._frozen(taught)
                 self._continue(learner, source)
             self.teacher = Teacher(learner.average, recipe, hides=True, gram=gram)
-        if size % stride:
-            raise UserError(f"crops.global_size {size} is not a multiple of the teacher's patch size {stride}")
-        self.grid = size // stride
+        for sizes in recipe.crops.sizes():
+            if sizes.global_size % self.stride:
+                raise UserError(
+                    f"crops.global_size {sizes.global_size} is not a multiple of the teacher's patch size {self.stride}"
+                )
         self.scale = max(learner.scale for learner in self.learners)
         if recipe.stage == "distil":
             for learner in self.learners:
                 self._untrained(learner)
+
+    def _frozen(self, network: Network) -> Network:
+        return self.parallel.inference(network.to(self.device))
 
     def _continue(self, learner: Learner, source: Path) -> None:
         """Start ``learner`` from the student and the average of the newest checkpoint of ``source``."""
@@ -122,8 +158,9 @@ class Trainer:
         load_checkpoint(checkpoint, wanted)
 
     def _check_prototypes(self, taught: torch.nn.Module) -> None:
-        for kind in ("dino", "ibot"):
-            theirs, ours = getattr(taught, f"{kind}_head").prototypes, getattr(self.recipe.heads, kind).prototypes
+        heads = self.recipe.heads
+        for kind, ours in (("dino", heads.dino.prototypes), ("ibot", heads.of_patches().prototypes)):
+            theirs = getattr(taught, f"{kind}_head").prototypes
             if theirs != ours:
                 raise UserError(
                     f"heads.{kind}.prototypes is {ours}, and the teacher's head has {theirs}; make them equal"
@@ -131,14 +168,17 @@ class Trainer:
 
     def _untrained(self, learner: Learner) -> None:
         """Export the network before its first step, the baseline of every evaluation."""
+        average = learner.whole_average()
         if self.rank == 0:
-            export_learner(learner, self.run_folder, 0, self.recipe, latest=False)
+            export_learner(learner, average, self.run_folder, 0, self.recipe, latest=False)
 
     def run(self) -> None:
         """Train from the newest checkpoint, or from the start, to the last step; then let go of the run folder."""
         try:
             self._run()
         finally:
+            if self.served is not None:
+                self.served.close()
             if self._lock is not None:
                 os.close(self._lock)
                 self._lock = None
@@ -150,7 +190,15 @@ class Trainer:
         start = self._resume()
         workers = math.ceil(recipe.workers / self.world)
         batches = step_batches(
-            self.shards, recipe, self.slots, self.grid, self.scale, start, workers, pin=self.device.type == "cuda"
+            self.images,
+            recipe,
+            step_order(self.images, recipe, self._kinds),
+            self.slots,
+            self.stride,
+            self.scale,
+            start,
+            workers,
+            pin=self.device.type == "cuda",
         )
         with Progress(
             recipe.name, recipe.steps, "steps", done=start, stream=None if self.rank == 0 else io.StringIO()
@@ -160,7 +208,7 @@ class Trainer:
                 waited = time.perf_counter() - waiting
                 for problem in batch.unreadable:
                     self.journal.own_event("unreadable-image", batch.step, f"{problem}; another image took its place")
-                values = self._step(batch.step, Views(batch.to(self.device), recipe.crops, self.scale))
+                values = self._step(batch.step, batch.to(self.device))
                 seconds = time.perf_counter() - waiting
                 if values:
                     values |= {
@@ -175,43 +223,35 @@ class Trainer:
         if start >= recipe.steps:
             self._finish(recipe.steps)
 
-    def _step(self, step: int, views: Views) -> dict[str, float]:
+    def _step(self, step: int, batch: Batch) -> dict[str, float]:
         """One optimiser step; numbers for the log where one is due (empty otherwise)."""
         recipe = self.recipe
         logged = self._due(step, recipe.cadence.log)
-        masks = views.batch.masks
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            targets = self.teacher.targets(views, masks, step)
-        draws = StepDraws.for_images(recipe.seed, step, self.slots, recipe.batch, (2, recipe.crops.local_count))
+        views = [Views(part, recipe.crops, self.scale) for part in batch.parts(recipe.accumulate)]
+        draws = [
+            StepDraws.for_images(recipe.seed, step, slots, recipe.batch, (2, recipe.crops.local_count))
+            for slots in parts_of(self.slots, recipe.accumulate)
+        ]
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
+        with autocast:
+            targets = self.teacher.targets(views, step)
         parts: dict[str, Tensor] = {}
         for learner in self.learners:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                total, losses, features = learner.losses(views, targets, draws)
-            total.backward()
-            parts |= {learner.prefix + name: value for name, value in losses.items()}
+            found = learner.backward(views, targets, draws, autocast)
+            parts |= {learner.prefix + name: value for name, value in found.losses.items()}
             if logged:
-                measures = collapse_measures(targets.cls.flatten(0, 1), features)
+                cls = torch.cat([each.cls.flatten(0, 1) for each in targets])
+                measures = collapse_measures(cls, found.features)
                 parts |= {learner.prefix + name: value for name, value in measures.items()}
-        self._average_gradients()
         norms = {f"{lr.prefix}gradient_norm/{name}": norm for lr in self.learners for name, norm in lr.clip().items()}
         norm = torch.stack(list(norms.values())).sum()
         if self.watch.finite(step, bool(torch.isfinite(norm)), float(norm)):
             for learner in self.learners:
                 learner.update(step, self.rate_factor)
+            self.teacher.move_centres()
         for learner in self.learners:
-            learner.optimiser.zero_grad(set_to_none=True)
+            learner.forget_gradients()
         return self._reduced(step, parts, norms) if logged else {}
-
-    def _average_gradients(self) -> None:
-        """Each process's gradients are of its share of the loss; their mean is the gradient of the whole batch's."""
-        if self.world == 1:
-            return
-        gradients = [p.grad for learner in self.learners for p in learner.parameters() if p.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        flat /= self.world
-        pieces = flat.split([gradient.numel() for gradient in gradients])
-        torch._foreach_copy_(gradients, [piece.view_as(g) for piece, g in zip(pieces, gradients, strict=True)])
 
     def _reduced(self, step: int, parts: dict[str, Tensor], norms: dict[str, Tensor]) -> dict[str, float]:
         stacked = mean_over_ranks(torch.stack([value.float() for value in parts.values()]))
@@ -227,58 +267,58 @@ class Trainer:
             "teacher_temperature": self.recipe.teacher.temperature.at(step, steps),
             "skipped_steps": float(self.watch.skipped),
         }
+        attainable = min(1.0, 2 * len(self.slots) / self.recipe.heads.dino.prototypes)
         for learner in self.learners:
             names = ("target_entropy", "prototype_use", "feature_rank")
-            self.watch.collapse(step, {name: values[learner.prefix + name] for name in names})
+            self.watch.collapse(step, {name: values[learner.prefix + name] for name in names}, attainable)
         return values
 
     def _due(self, step: int, every: int) -> bool:
         return bool(every) and ((step + 1) % every == 0 or step + 1 == self.recipe.steps)
 
     def _milestones(self, step: int) -> None:
-        """What follows a finished step: evaluation with an export, then the checkpoint."""
+        """What follows a finished step: a checkpoint's end, evaluation with an export, the next checkpoint."""
         cadence, done = self.recipe.cadence, step + 1
+        if self._due(step, cadence.log):
+            self.checkpoints.finish()
         if self._due(step, cadence.evaluate):
-            self._export(done)
-            self._evaluate(step)
+            self._export(done, measured=True)
         if self._due(step, cadence.checkpoint):
-            save_checkpoint(self.run_folder, done, self._state(done), cadence.keep_checkpoints)
+            self.checkpoints.save(done, self._state(done))
         if done == self.recipe.steps:
             self._finish(done)
 
-    def _evaluate(self, step: int) -> None:
-        if self.knn is None:
-            return
-        scores = {
-            f"{learner.prefix}knn_top1": self.knn(learner.average.backbone, self._side(learner), self.recipe.crops)
-            for learner in self.learners
-        }
-        self.journal.metrics(step, scores)
-
-    def _side(self, learner: Learner) -> int:
-        return (self.recipe.export_size or self.recipe.crops.global_size) * learner.scale
-
-    def _export(self, done: int) -> None:
-        if self.rank == 0:
-            for learner in self.learners:
-                export_learner(learner, self.run_folder, done, self.recipe, latest=True)
+    def _export(self, done: int, measured: bool = False) -> None:
+        """Export every average; ``measured``: also log what the probes say of it."""
+        scores: dict[str, float] = {}
+        for learner in self.learners:
+            average = learner.whole_average()
+            if self.rank == 0:
+                export_learner(learner, average, self.run_folder, done, self.recipe, latest=True)
+            if measured:
+                side = (self.recipe.export_size or self.recipe.crops.global_size) * learner.scale
+                found = self.probing(average.backbone, side)
+                scores |= {learner.prefix + name: value for name, value in found.items()}
+        if scores:
+            self.journal.metrics(done - 1, scores)
         barrier()
 
     def _finish(self, done: int) -> None:
+        self.checkpoints.finish()
         self._export(done)
         self.journal.event("finished", done - 1, f"all {done} steps done", skipped_steps=self.watch.skipped)
 
     def _state(self, done: int) -> dict[str, object]:
         learners = {learner.name or "teacher": learner.state() for learner in self.learners}
         counters = torch.tensor([done, self.watch.consecutive, self.watch.skipped], dtype=torch.int64)
-        return {"learners": learners, "counters": counters}
+        return {"learners": learners, "counters": counters, **self.teacher.state()}
 
     def _resume(self) -> int:
         """Finished steps after loading the newest checkpoint; 0 where there is none."""
         checkpoint = latest_checkpoint(self.run_folder)
         if checkpoint is None:
             self.journal.cut_after(0)
-            self.journal.event("started", 0, self._rate_reason, processes=self.world, dataset=self.shards.digest)
+            self.journal.event("started", 0, self._rate_reason, processes=self.world, dataset=self.images.digest)
             barrier()
             return 0
         state = self._state(0)
@@ -292,6 +332,37 @@ class Trainer:
         self.journal.event("resumed", done, f"from {checkpoint.name}", processes=self.world)
         barrier()
         return done
+
+
+def open_datasets(recipe: Recipe, data: str | Mapping[str, str]) -> tuple[Images, list[np.ndarray] | None]:
+    """The images of a run, and for a mixture the numbers of the images of each kind of step.
+
+    Raises :class:`UserError` where the names of the datasets are not those of ``recipe.mixture``.
+    """
+    named = {"data": data} if isinstance(data, str) else dict(data)
+    cache = home() / "cache" / "shards"
+    opened = {name: ShardDataset(url, cache, int(recipe.cache_gib * 2**30)) for name, url in named.items()}
+    wanted = {name for mixed in recipe.mixture for name in mixed.datasets}
+    if not recipe.mixture:
+        if len(opened) > 1:
+            raise UserError(
+                f"--data: {len(opened)} datasets, and the recipe has no 'mixture' that says how to mix them"
+            )
+        return next(iter(opened.values())), None
+    if missing := sorted(wanted - set(opened)):
+        raise UserError(f"--data: the recipe mixes a dataset '{missing[0]}'; give --data {missing[0]}=URL")
+    if unused := sorted(set(opened) - wanted):
+        raise UserError(f"--data: no step of the recipe's mixture takes the dataset '{unused[0]}'")
+    joined = JointDataset(list(opened.values()))
+    places = {name: number for number, name in enumerate(opened)}
+    kinds = [[joined.members(places[name]) for name in mixed.datasets] for mixed in recipe.mixture]
+    return joined, [np.concatenate(members) for members in kinds]
+
+
+def parts_of(slots: range, count: int) -> list[range]:
+    """``slots`` in ``count`` consecutive parts of equal size."""
+    size = len(slots) // count
+    return [slots[number * size : (number + 1) * size] for number in range(count)]
 
 
 def _scale(name: str, spec: Architecture, stride: int) -> int:

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from training.recipe import Optimiser
 
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
-_EMBEDDINGS = ("patch_embed", "pos_embed", "cls_token", "mask_token", "storage_tokens")
+_TOKENS = ("pos_embed", "cls_token", "mask_token", "storage_tokens")
+_EMBEDDINGS = ("patch_embed", *_TOKENS)
 
 
 def _rate_factor(name: str, depth: int, settings: Optimiser) -> float:
@@ -31,23 +33,27 @@ def build_optimiser(parts: Mapping[str, nn.Module], settings: Optimiser) -> torc
     """AdamW over ``parts`` (backbone, dino_head, ibot_head).
 
     No weight decay on biases, norms and LayerScale. Parameters with the same factors share a group; each group
-    carries ``rate_factor``, ``decay_factor`` and ``is_prototypes`` for :func:`set_schedules`.
+    carries ``rate_factor``, ``decay_factor`` and ``kind`` for :func:`set_schedules`.
     """
     backbone = parts["backbone"]
     depth = len(backbone.blocks) if hasattr(backbone, "blocks") else 0  # type: ignore[arg-type]
-    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, str], list[nn.Parameter]] = {}
     for part, module in parts.items():
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
             plain = name.endswith("bias") or "norm" in name or "gamma" in name or "scale" in name
+            plain = plain or (not settings.decay_tokens and any(token in name for token in _TOKENS))
             factor = _rate_factor(name, depth, settings) if part == "backbone" else 1.0
-            key = (factor, 0.0 if plain else 1.0, part != "backbone" and "last_layer" in name)
-            groups.setdefault(key, []).append(parameter)
+            if part == "backbone":
+                kind = "patch_embedding" if "patch_embed" in name else "backbone"
+            else:
+                kind = "prototypes" if "last_layer" in name else "head"
+            groups.setdefault((factor, 0.0 if plain else 1.0, kind), []).append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": members, "rate_factor": rate, "decay_factor": decay, "is_prototypes": prototypes}
-            for (rate, decay, prototypes), members in groups.items()
+            {"params": members, "rate_factor": rate, "decay_factor": decay, "kind": kind}
+            for (rate, decay, kind), members in groups.items()
         ],
         lr=0.0,
         betas=settings.betas,
@@ -56,26 +62,60 @@ def build_optimiser(parts: Mapping[str, nn.Module], settings: Optimiser) -> torc
 
 
 def set_schedules(
-    optimiser: torch.optim.Optimizer, learning_rate: float, weight_decay: float, freeze_prototypes: bool
+    optimiser: torch.optim.Optimizer,
+    learning_rate: float,
+    weight_decay: float,
+    freeze_prototypes: bool,
+    backbone: float = 1.0,
+    patch_embedding: bool = False,
 ) -> None:
-    """Write this step's learning rate and weight decay into every group."""
+    """Write this step's learning rate and weight decay into every group.
+
+    ``backbone``: factor on both for the backbone, with ``patch_embedding`` all of it but the patch embedding.
+    """
     for group in optimiser.param_groups:
-        frozen = freeze_prototypes and group["is_prototypes"]
-        group["lr"] = 0.0 if frozen else learning_rate * group["rate_factor"]
-        group["weight_decay"] = weight_decay * group["decay_factor"]
+        kind, factor = group["kind"], 1.0
+        if kind == "backbone" or (kind == "patch_embedding" and not patch_embedding):
+            factor = backbone
+        elif kind == "prototypes" and freeze_prototypes:
+            factor = 0.0
+        group["lr"] = learning_rate * group["rate_factor"] * factor
+        group["weight_decay"] = weight_decay * group["decay_factor"] * (1.0 if kind == "prototypes" else factor)
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> torch.Tensor:
-    """Scale the gradients of one module so that their joint norm is at most ``largest``; returns the norm before."""
+def zero_gradients(optimiser: torch.optim.Optimizer) -> None:
+    """Drop the gradients of every parameter of ``optimiser``."""
+    optimiser.zero_grad(set_to_none=True)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float, each: bool = False) -> torch.Tensor:
+    """Scale gradients so that their joint norm (with ``each``: that of every tensor) is at most ``largest``.
+
+    Returns the joint norm before, () float32. Gradients divided among processes are taken as one.
+    """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return torch.zeros(())
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
+    norms = torch.stack([_whole(norm) for norm in torch._foreach_norm(gradients)])
+    norm = torch.linalg.vector_norm(norms)
+    local = [_part(gradient) for gradient in gradients]
+    if each:
+        torch._foreach_mul_(local, list((largest / (norms + 1e-6)).clamp(max=1.0).unbind()))
+    else:
+        torch._foreach_mul_(local, (largest / (norm + 1e-6)).clamp(max=1.0))
     return norm
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _part(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
 def move_average(average: nn.Module, source: nn.Module, momentum: float) -> None:
     """average <- momentum * average + (1 - momentum) * source, over parameters (not buffers)."""
-    torch._foreach_lerp_(list(average.parameters()), list(source.parameters()), 1.0 - momentum)
+    ours, theirs = ([_part(parameter) for parameter in module.parameters()] for module in (average, source))
+    torch._foreach_lerp_(ours, theirs, 1.0 - momentum)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from foundry.errors import UserError
+from foundry.storage import local_path
 from training.engine.checkpoint import latest_checkpoint, load_checkpoint, module_state
+from training.engine.exports import latest_export
 from training.engine.learner import Network, Targets, build_network
 from training.engine.views import Views
-from training.models.architectures import Architecture, architecture
+from training.models.architectures import Architecture, ViTConfig, architecture
+from training.models.build import Backbone, build_backbone
+from training.models.interchange import inflate_channels, load_hugging_face, load_official
 from training.objectives.gram import resize_patch_map
 from training.objectives.ibot import mask_weights
-from training.objectives.targets import sinkhorn_knopp
+from training.objectives.targets import SoftmaxCentering, sinkhorn_knopp
 from training.recipe import Recipe, load_recipe
 
 
@@ -26,31 +31,65 @@ class Teacher:
 
     def __init__(self, network: Network, recipe: Recipe, hides: bool, gram: Network | None = None) -> None:
         self.network, self.recipe, self.hides, self.gram = network, recipe, hides, gram
+        self.centres: dict[str, SoftmaxCentering] = {}
+        if recipe.teacher.centring == "softmax":
+            device = next(network.parameters()).device
+            for kind, head in (("dino", recipe.heads.dino), ("ibot", recipe.heads.of_patches())):
+                self.centres[kind] = SoftmaxCentering(head.prototypes, recipe.teacher.centre_momentum).to(device)
+        self._seen: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def targets(self, views: Views, masks: Tensor, step: int) -> Targets:
-        """Targets for the batch at ``step``, from one pass over its global crops, unmasked."""
+    def targets(self, views: Sequence[Views], step: int) -> list[Targets]:
+        """Targets for each part of the batch at ``step``, from one pass over its global crops, unmasked.
+
+        Assignments are made over all parts of all processes together.
+        """
         temperature = self.recipe.teacher.temperature.at(step, self.recipe.steps)
-        features = self.network.backbone(views.global_crops())
-        cls = sinkhorn_knopp(self.network.dino_head(features["cls"]), temperature)
-        masked = masks.flatten().nonzero().squeeze(1)
-        patches = cls[:0]
-        if self.recipe.losses.ibot:
-            scores = self.network.ibot_head(features["patches"].flatten(0, 1).index_select(0, masked))
-            patches = sinkhorn_knopp(scores, temperature)
-        return Targets(
-            cls.unflatten(0, (2, -1)),
-            patches,
-            masked,
-            mask_weights(masks),
-            masks if self.hides else None,
-            self._gram_features(views, features["patches"].shape[1]),
-        )
+        masked = [part.batch.masks.flatten().nonzero().squeeze(1) for part in views]
+        patchwise = bool(self.recipe.losses.ibot)
+        outputs = [
+            self.network([part.global_crops()], None, wanted if patchwise else None)
+            for part, wanted in zip(views, masked, strict=True)
+        ]
+        cls = self._assign("dino", torch.cat([output.cls for output in outputs]), temperature)
+        patches = [cls[:0]] * len(views)
+        if patchwise:
+            scores = torch.cat([output.patches for output in outputs if output.patches is not None])
+            patches = list(self._assign("ibot", scores, temperature).split([len(wanted) for wanted in masked]))
+        return [
+            Targets(
+                of_images.unflatten(0, (2, -1)),
+                of_patches,
+                wanted,
+                mask_weights(part.batch.masks),
+                part.batch.masks if self.hides else None,
+                self._gram_features(part, output.features[0]["patches"].shape[1]),
+            )
+            for part, output, wanted, of_images, of_patches in zip(
+                views, outputs, masked, cls.chunk(len(views)), patches, strict=True
+            )
+        ]
+
+    def _assign(self, kind: str, scores: Tensor, temperature: float) -> Tensor:
+        if self.centres:
+            self._seen[kind] = scores
+            return self.centres[kind](scores, temperature)
+        return sinkhorn_knopp(scores, temperature, iterations=self.recipe.teacher.iterations)
+
+    def move_centres(self) -> None:
+        """Move the running centres towards the scores of this step; called after a step that was applied."""
+        for kind, scores in self._seen.items():
+            self.centres[kind].update(scores)
+        self._seen = {}
+
+    def state(self) -> dict[str, Tensor]:
+        """The running centres, for a checkpoint."""
+        return {kind: centre.center for kind, centre in self.centres.items()}
 
     def _gram_features(self, views: Views, patches: int) -> Tensor | None:
         if self.gram is None:
             return None
-        features = self.gram.backbone(views.gram_crops())["patches"]
+        features = self.gram.backbone.forward_crops([views.gram_crops()])[0]["patches"]
         grid, target = round(features.shape[1] ** 0.5), round(patches**0.5)
         return resize_patch_map(features, (grid, grid), (target, target))
 
@@ -67,13 +106,44 @@ def trained_architecture(run: Path) -> Architecture:
     return architecture(recipe.model)
 
 
-def load_trained(run: Path, device: torch.device) -> Network:
+def load_trained(run: Path) -> Network:
     """The trained average (backbone and heads) of the newest checkpoint of ``run``, frozen, in evaluation mode."""
     spec = trained_architecture(run)
     recipe = load_recipe(run / "recipe.yaml")
     checkpoint = latest_checkpoint(run)
     if checkpoint is None:
         raise UserError(f"{run}: has no finished checkpoint to start from")
-    network = build_network(spec, recipe.heads, recipe.seed, torch.device("cpu"))
+    network = build_network(spec, recipe.heads, recipe.seed, "cpu")
     load_checkpoint(checkpoint, {"learners": {"teacher": {"average": module_state(network)}}})
-    return network.eval().requires_grad_(False).to(device)
+    return network.eval().requires_grad_(False)
+
+
+def load_start(path: str, recipe: Recipe) -> Backbone:
+    """The backbone of a warm start: a run folder's newest export, a Hugging Face folder, or an official file.
+
+    Training-only settings of the recipe's model (stochastic depth, position jitter) are taken over. Raises
+    :class:`UserError` where the recipe names another architecture.
+    """
+    given = local_path(path)
+    if given.is_file():
+        backbone = load_official(given)
+    elif (given / "recipe.yaml").is_file():
+        backbone = load_hugging_face(latest_export(given))
+    else:
+        backbone = load_hugging_face(given)
+    if recipe.model is None:
+        return backbone
+    wanted = architecture(recipe.model)
+    fitting = build_backbone(wanted, seed=recipe.seed)
+    state = backbone.state_dict()
+    if isinstance(wanted, ViTConfig) and wanted.in_channels != backbone.config.in_channels:
+        state = inflate_channels(state, wanted.in_channels)
+    for extra in ("local_cls_norm.weight", "local_cls_norm.bias"):  # no public file carries it
+        if extra in fitting.state_dict() and extra not in state:
+            state[extra] = state[extra.removeprefix("local_cls_")]
+    try:
+        fitting.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"{path}: is not the architecture that the recipe's 'model' describes ({reason})") from None
+    return fitting

@@ -6,6 +6,7 @@ Shape letters: B crops, N tokens of a crop (CLS, registers, patches), T tokens o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -149,6 +150,7 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.mlp = (Mlp if config.ffn == "mlp" else SwiGlu)(config.dim, config.hidden)
+        self._compiled: dict[str, Callable[[Tensor, Packing], Tensor]] = {}
         self.ls1 = self.ls2 = None
         if config.layer_scale is not None:
             self.ls1 = LayerScale(config.dim, config.layer_scale)
@@ -168,7 +170,19 @@ class Block(nn.Module):
                 x_TD = x_TD + update if scale is None else torch.addcmul(x_TD, update.to(x_TD.dtype), scale.gamma)
         return x_TD
 
+    def compile_branches(self) -> None:
+        """Have torch.compile work on both branches; which crops take them is decided outside, step by step."""
+        self._compiled = {
+            "attention": torch.compile(self._attention, dynamic=None),
+            "ffn": torch.compile(self._feed_forward, dynamic=None),
+        }
+
     def _branch(self, branch: str, x_TD: Tensor, packing: Packing) -> Tensor:
-        if branch == "attention":
-            return self.attn(self.norm1(x_TD), packing)
+        plain = self._attention if branch == "attention" else self._feed_forward
+        return self._compiled.get(branch, plain)(x_TD, packing)
+
+    def _attention(self, x_TD: Tensor, packing: Packing) -> Tensor:
+        return self.attn(self.norm1(x_TD), packing)
+
+    def _feed_forward(self, x_TD: Tensor, packing: Packing) -> Tensor:
         return self.mlp(self.norm2(x_TD))

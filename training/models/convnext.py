@@ -6,7 +6,7 @@ Parameter names are those of the official DINOv3 files. Source: Liu et al. 2022;
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from training.models.architectures import ConvNeXtConfig
 from training.models.draws import StepDraws
 from training.models.features import Features
+from training.models.recompute import run_again
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -58,6 +59,7 @@ class ConvNeXt(nn.Module):
     def __init__(self, config: ConvNeXtConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute: Literal["none", "selective", "full"] = "none"
         self.prefix = 1
         self.downsample_layers = nn.ModuleList()
         self.stages = nn.ModuleList()
@@ -99,7 +101,10 @@ class ConvNeXt(nn.Module):
         for downsample, blocks in zip(self.downsample_layers, self.stages, strict=True):
             x = downsample(x)
             for block in cast(nn.ModuleList, blocks):
-                x = block(x, draws, group)
+                if self.recompute != "none" and self.training and torch.is_grad_enabled():
+                    x = run_again(block, self.recompute, x, draws, group)
+                else:
+                    x = block(x, draws, group)
         tokens = torch.cat((x.mean(dim=(-2, -1)).unsqueeze(1), x.flatten(2).transpose(1, 2)), dim=1)
         normed = self.norm(tokens)
         return Features(cls=normed[:, 0], registers=normed[:, 1:1], patches=normed[:, 1:], prenorm=tokens)

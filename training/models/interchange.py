@@ -139,6 +139,23 @@ def load_official(path: str | Path) -> Backbone:
     return _loaded(config, from_official(state, config), path)
 
 
+def inflate_channels(state: Mapping[str, Tensor], channels: int) -> State:
+    """``state`` of a network for RGB images as one for ``channels`` input channels.
+
+    New channels start with the mean of the RGB filters, fewer than three all do; then the first layer is scaled by
+    3 / channels, so that its outputs keep their size. Works on official names (ViT and ConvNeXt).
+    """
+    inflated = dict(state)
+    for name in ("patch_embed.proj.weight", "downsample_layers.0.0.weight"):
+        if name in inflated:
+            filters = inflated[name]
+            mean = filters.mean(dim=1, keepdim=True)
+            kept = filters if channels >= filters.shape[1] else mean[:, :0]
+            added = mean.expand(-1, channels - kept.shape[1], -1, -1)
+            inflated[name] = torch.cat((kept, added), dim=1) * (filters.shape[1] / channels)
+    return inflated
+
+
 def hugging_face_config(config: Architecture, image_size: int) -> dict[str, Any]:
     """The ``config.json`` of ``config`` for images of ``image_size`` pixels."""
     name = transformers_class(config)

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from training.models.architectures import ViTConfig
 from training.models.blocks import Block, LayerScale, MaskedKeyBiasLinear, Packing
 from training.models.draws import StepDraws
 from training.models.features import Features
 from training.models.positions import LearnedPositions
+from training.models.recompute import run_again
 from training.models.rope import AxialRope
 
 
@@ -43,7 +43,7 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
-        self.checkpoint_activations = False
+        self.recompute: Literal["none", "selective", "full"] = "none"
         self.prefix = 1 + config.registers
         self.patch_embed = PatchEmbedding(config)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.dim))
@@ -194,10 +194,10 @@ class VisionTransformer(nn.Module):
         ]
 
     def _run(self, block: nn.Module, x_TD: Tensor, packing: Packing, draws: StepDraws | None) -> Tensor:
-        if self.checkpoint_activations and self.training and torch.is_grad_enabled():
+        if self.recompute != "none" and self.training and torch.is_grad_enabled():
             # a copy, because the rope of `packing` may have changed when the block runs again
             packing = Packing(packing.crops, packing.tokens, packing.rope)
-            return checkpoint(block, x_TD, packing, draws, use_reentrant=False, preserve_rng_state=False)
+            return run_again(block, self.recompute, x_TD, packing, draws)
         return block(x_TD, packing, draws)
 
     def _readout(self, x_TD: Tensor, packing: Packing, local_group: int | None, *, norm: bool = True) -> list[Features]:

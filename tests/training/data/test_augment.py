@@ -88,11 +88,11 @@ class Fixed:
 @pytest.mark.parametrize(
     ("drawn", "expected"),
     [
-        (((0.7, 1.0), 1.0, 0.0), lambda rgb, mean: [0.7 * c for c in rgb]),
-        (((1.0, 0.6), 1.0, 0.0), lambda rgb, mean: [0.6 * c + 0.4 * mean for c in rgb]),
-        (((1.0, 1.0), 0.8, 0.0), lambda rgb, mean: [0.8 * c + 0.2 * grey(rgb) for c in rgb]),
-        (((1.0, 1.0), 1.0, 0.1), lambda rgb, mean: shifted(rgb, 0.1)),
-        (((1.0, 1.0), 1.0, -0.1), lambda rgb, mean: shifted(rgb, -0.1)),
+        ((0.7, 1.0, 1.0, 0.0), lambda rgb, mean: [0.7 * c for c in rgb]),
+        ((1.0, 0.6, 1.0, 0.0), lambda rgb, mean: [0.6 * c + 0.4 * mean for c in rgb]),
+        ((1.0, 1.0, 0.8, 0.0), lambda rgb, mean: [0.8 * c + 0.2 * grey(rgb) for c in rgb]),
+        ((1.0, 1.0, 1.0, 0.1), lambda rgb, mean: shifted(rgb, 0.1)),
+        ((1.0, 1.0, 1.0, -0.1), lambda rgb, mean: shifted(rgb, -0.1)),
     ],
     ids=["brightness", "contrast", "saturation", "hue", "hue back"],
 )

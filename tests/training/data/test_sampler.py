@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from training.data.sampler import Order, StepSampler, share
+from training.data.sampler import MixedOrders, OneOrder, Order, StepSampler, share
 
 
 def test_each_pass_is_a_permutation_and_passes_differ():
@@ -46,7 +46,7 @@ def test_processes_and_restarts_see_one_order():
     def places(world: int, start: int) -> dict[tuple[int, int], int]:
         seen = {}
         for rank in range(world):
-            sampler = StepSampler(Order(10, seed=4), 8, share(8, rank, world), start, 6)
+            sampler = StepSampler(OneOrder(Order(10, seed=4), 8), share(8, rank, world), start, 6)
             assert len(sampler) == 6 - start
             seen |= {(step, slot): image for batch in sampler for step, slot, image in batch}
         return seen
@@ -54,3 +54,26 @@ def test_processes_and_restarts_see_one_order():
     whole = places(1, 0)
     assert places(2, 0) == whole == places(4, 0)
     assert places(2, 3) == {place: image for place, image in whole.items() if place[0] >= 3}
+
+
+def mixed(batch=4):
+    members = [np.arange(5), np.arange(5, 12)]
+    return MixedOrders([Order(5, seed=1), Order(7, seed=1)], members, [1.0, 9.0], batch, seed=6)
+
+
+def test_steps_of_a_mixture_are_of_one_kind_in_the_wanted_shares():
+    steps = mixed()
+    kinds = np.array([steps.kind(step) for step in range(6000)])
+    assert abs((kinds == 0).mean() - 0.1) < 0.015
+    for step in range(40):
+        taken = steps.images(step, range(4))
+        assert set(taken) <= set(range(5) if kinds[step] == 0 else range(5, 12))
+
+
+def test_each_kind_counts_through_its_own_order_whatever_the_division_and_restart():
+    whole = mixed()
+    rows = [whole.images(step, range(4)) for step in range(300)]
+    first = np.concatenate([row for step, row in enumerate(rows) if whole.kind(step) == 0])
+    assert np.array_equal(first, Order(5, seed=1).indices(0, len(first)))
+    late = mixed()
+    assert np.array_equal(late.images(299, range(2, 4)), rows[299][2:])

@@ -5,7 +5,7 @@ import pytest
 
 from foundry.errors import UserError
 from tests.training.curated import encoded, write_dataset
-from training.data.shards import ShardDataset
+from training.data.shards import JointDataset, ShardDataset
 
 
 def test_reads_each_image_by_its_byte_range(tmp_path):
@@ -40,3 +40,27 @@ def test_bad_datasets_are_refused_plainly(tmp_path):
     (folder / "dataset.json").write_text('{"schema": 99}')
     with pytest.raises(UserError, match="schema 99"):
         ShardDataset(str(folder))
+
+
+def test_images_from_elsewhere_are_read_once_up_to_the_cache_s_size(tmp_path):
+    folder = write_dataset(tmp_path / "d", count=6)
+    memory = fsspec.filesystem("memory")
+    memory.put(str(folder), "/cached", recursive=True)
+    plain = [ShardDataset(str(folder)).read(i) for i in range(6)]
+    room = sum(map(len, plain[:4])) + 10
+    dataset = ShardDataset("memory://cached", tmp_path / "cache", room)
+    assert [dataset.read(i) for i in range(6)] == plain
+    memory.rm("/cached/shards", recursive=True)
+    again = pickle.loads(pickle.dumps(dataset))
+    assert [again.read(i) for i in range(4)] == plain[:4]
+    with pytest.raises(FileNotFoundError):
+        again.read(4)
+    memory.rm("/cached", recursive=True)
+
+
+def test_joined_datasets_are_numbered_under_each_other(tmp_path):
+    first = ShardDataset(str(write_dataset(tmp_path / "a", count=3, shards=1)))
+    second = ShardDataset(str(write_dataset(tmp_path / "b", count=5)))
+    joined = JointDataset([first, second])
+    assert len(joined) == 8 and list(joined.members(1)) == [3, 4, 5, 6, 7]
+    assert joined.read(2) == first.read(2) and joined.read(3) == second.read(0) and joined.read(7) == second.read(4)

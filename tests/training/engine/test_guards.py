@@ -22,8 +22,8 @@ def trainer(tmp_path, **changes):
 def test_step_with_a_planted_nan_is_skipped_and_poisons_nothing(tmp_path, monkeypatch):
     original, before = Learner.losses, {}
 
-    def poisoned(self, views, targets, draws):
-        total, parts, features = original(self, views, targets, draws)
+    def poisoned(self, views, targets, draws, **options):
+        total, parts, features = original(self, views, targets, draws, **options)
         if draws.step == 3:
             before["weights"] = [parameter.detach().clone() for parameter in self.network.parameters()]
             before["average"] = [parameter.detach().clone() for parameter in self.average.parameters()]
@@ -44,8 +44,8 @@ def test_step_with_a_planted_nan_is_skipped_and_poisons_nothing(tmp_path, monkey
 def test_too_many_bad_steps_in_a_row_end_the_run_plainly(tmp_path, monkeypatch):
     original = Learner.losses
 
-    def poisoned(self, views, targets, draws):
-        total, parts, features = original(self, views, targets, draws)
+    def poisoned(self, views, targets, draws, **options):
+        total, parts, features = original(self, views, targets, draws, **options)
         return total * float("inf"), parts, features
 
     monkeypatch.setattr(Learner, "losses", poisoned)
