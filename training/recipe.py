@@ -6,6 +6,7 @@ Every schedule counts optimiser steps. Importing this module does not import tor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,10 +25,10 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Schedule(Settings):
-    """A value over optimiser steps: linear warm-up, then constant, cosine or linear, then the end value.
+    """A value over optimiser steps: a rise (or fall) from ``start`` to ``peak``, then the shape from there to ``end``.
 
-    At step t (0-based): t < warmup_steps: start + (peak - start) * t / warmup_steps; after it the chosen shape from
-    ``peak`` to ``end`` over the remaining steps of the run.
+    At step t (0-based): t < warmup_steps: start + (peak - start) * t / warmup_steps, or half a cosine in its place;
+    after it the chosen shape from ``peak`` to ``end`` over the remaining steps of the run.
     """
 
     peak: float
@@ -37,18 +38,22 @@ class Schedule(Settings):
     end: float | None = None
     """Value at the last step; the peak where not given."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps of the linear warm-up."""
+    """Steps of the warm-up."""
+    warmup_shape: Literal["linear", "cosine"] = "linear"
+    """Shape of the warm-up."""
     shape: Literal["constant", "cosine", "linear"] = "constant"
     """Shape from peak to end."""
 
     def at(self, step: int, steps: int) -> float:
         """The value at 0-based ``step`` of a run of ``steps`` steps."""
-        import math
 
         start = self.peak if self.start is None else self.start
         end = self.peak if self.end is None else self.end
         if step < self.warmup_steps:
-            return start + (self.peak - start) * step / self.warmup_steps
+            share = step / self.warmup_steps
+            if self.warmup_shape == "cosine":
+                share = 0.5 * (1.0 - math.cos(math.pi * share))
+            return start + (self.peak - start) * share
         if self.shape == "constant":
             return self.peak
         done = min(max((step - self.warmup_steps) / max(steps - 1 - self.warmup_steps, 1), 0.0), 1.0)
@@ -217,6 +222,10 @@ class Teacher(Settings):
     """Of that running centre."""
     iterations: Count = 3
     """Sinkhorn-Knopp iterations."""
+    gram_refresh_every: Annotated[int, Field(ge=0)] = 0
+    """Steps after which the Gram teacher becomes a copy of the teacher of then; 0: it stays as it came."""
+    gram_refreshes: Annotated[int, Field(ge=0)] = 0
+    """How often at most."""
 
 
 class WarmStart(Settings):

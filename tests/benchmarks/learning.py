@@ -64,7 +64,7 @@ def measure(runs: Path, labelled: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     names = ("pretrained", "refined", "students")
     inputs = {name: str(runs / stage) for name, stage in zip(names, STAGES, strict=True)}
-    evaluation = EvaluationSet(str(labelled))
+    evaluation = EvaluationSet.open(str(labelled))
     for subject in find_subjects(inputs, {}):
         model, preprocessing = load_export(subject.export)
         found[subject.name] = round(KnnProbe(evaluation, preprocessing)(model)["knn_top1"], 4)

@@ -18,6 +18,9 @@ from foundry.errors import UserError
 from foundry.storage import write_atomically
 from training.distributed import barrier, rank
 
+# one process needs no process group; torch says so on every save, also from the thread that writes
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+
 _NAME = re.compile(r"^step-(\d{9})$")
 
 
@@ -79,11 +82,7 @@ class Checkpointer:
             for left_over in self.folder.glob(".*.partial"):
                 shutil.rmtree(left_over)
         barrier()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            written = dcp.async_save(
-                state, checkpoint_id=temporary, process_group=self._group, no_dist=self._group is None
-            )
+        written = dcp.async_save(state, checkpoint_id=temporary, process_group=self._group, no_dist=self._group is None)
         assert isinstance(written, Future)
         self._pending = (step, temporary, written)
 
@@ -110,9 +109,7 @@ class Checkpointer:
 def load_checkpoint(checkpoint: Path, state: dict[str, Any]) -> None:
     """Fill the tensors of ``state`` in place from ``checkpoint``. Raises :class:`UserError` where it does not fit."""
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.load(state, checkpoint_id=checkpoint, no_dist=not dist.is_initialized())
+        dcp.load(state, checkpoint_id=checkpoint, no_dist=not dist.is_initialized())
     except (dcp.api.CheckpointException, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise UserError(f"{checkpoint}: cannot be resumed from ({reason})") from error

@@ -57,6 +57,7 @@ class Trainer:
         start: str | None = None,
     ) -> None:
         self.device = choose_device(recipe.device)
+        self.images, self._kinds = open_datasets(recipe, data)
         if not is_local(output):
             raise UserError(f"{output}: a run folder must be on a local disk in this version")
         self.run_folder = local_path(output)
@@ -64,7 +65,6 @@ class Trainer:
         self.rank, self.world = rank(), world_size()
         self._lock = own_run_folder(self.run_folder) if self.rank == 0 else None
         barrier()
-        self.images, self._kinds = open_datasets(recipe, data)
         source = self._teacher_run(recipe, teacher)
         if recipe.model is None and source is not None and recipe.stage == "gram":
             recipe = recipe.model_copy(update={"model": trained_architecture(source).model_dump(mode="json")})
@@ -249,6 +249,8 @@ class Trainer:
             for learner in self.learners:
                 learner.update(step, self.rate_factor)
             self.teacher.move_centres()
+        if self.teacher.refresh_gram(step + 1):
+            self.journal.event("gram-teacher", step, f"the Gram teacher is now the teacher after {step + 1} steps")
         for learner in self.learners:
             learner.forget_gradients()
         return self._reduced(step, parts, norms) if logged else {}

@@ -13,6 +13,7 @@ from foundry.storage import local_path
 from training.engine.checkpoint import latest_checkpoint, load_checkpoint, module_state
 from training.engine.exports import latest_export
 from training.engine.learner import Network, Targets, build_network
+from training.engine.optimiser import move_average
 from training.engine.views import Views
 from training.models.architectures import Architecture, ViTConfig, architecture
 from training.models.build import Backbone, build_backbone
@@ -62,7 +63,7 @@ class Teacher:
                 of_patches,
                 wanted,
                 mask_weights(part.batch.masks),
-                part.batch.masks if self.hides else None,
+                part.batch.masks if self.hides and patchwise else None,
                 self._gram_features(part, output.features[0]["patches"].shape[1]),
             )
             for part, output, wanted, of_images, of_patches in zip(
@@ -82,9 +83,21 @@ class Teacher:
             self.centres[kind].update(scores)
         self._seen = {}
 
-    def state(self) -> dict[str, Tensor]:
-        """The running centres, for a checkpoint."""
-        return {kind: centre.center for kind, centre in self.centres.items()}
+    def refresh_gram(self, done: int) -> bool:
+        """Make the Gram teacher a copy of the teacher where that is due after ``done`` steps; whether it was."""
+        settings = self.recipe.teacher
+        every, times = settings.gram_refresh_every, settings.gram_refreshes
+        if self.gram is None or not every or done % every or done // every > times:
+            return False
+        move_average(self.gram.backbone, self.network.backbone, momentum=0.0)
+        return True
+
+    def state(self) -> dict[str, object]:
+        """The running centres, and a Gram teacher that changes, for a checkpoint."""
+        state: dict[str, object] = {kind: centre.center for kind, centre in self.centres.items()}
+        if self.gram is not None and self.recipe.teacher.gram_refresh_every:
+            state["gram"] = module_state(self.gram.backbone)
+        return state
 
     def _gram_features(self, views: Views, patches: int) -> Tensor | None:
         if self.gram is None:
