@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from foundry.errors import UserError
 from foundry.settings import Settings, load_settings, merge, read_yaml
@@ -22,6 +22,8 @@ RECIPES = Path(__file__).resolve().parent / "recipes"
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+Description = Annotated[dict[str, Any], AfterValidator(lambda given: dict(sorted(given.items())))]
+"""A mapping whose order says nothing: what wrote it (YAML, JSON, a protocol buffer) never shows in a run folder."""
 
 
 class Schedule(Settings):
@@ -263,7 +265,7 @@ class Student(Settings):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     """Names the registered and the served model."""
-    model: dict[str, Any]
+    model: Description
     """Architecture, as ``model`` of the recipe."""
     learning_rate_factor: Positive = 1.0
     """Times the recipe's learning rate."""
@@ -322,7 +324,7 @@ class Recipe(Settings):
     KoLeo are those of the whole batch all the same."""
     mixture: tuple[Mixed, ...] = ()
     """Kinds of steps where the run reads several datasets; empty: one dataset, one kind."""
-    model: dict[str, Any] | None = None
+    model: Description | None = None
     """Architecture; taken from the teacher's run (stage gram) or the warm start's backbone where not given."""
     warm_start: WarmStart | None = None
     """Start from a given backbone instead of random weights (stage pretrain)."""

@@ -158,6 +158,14 @@ def test_schedules_against_published_points():
     assert short.teacher.momentum.at(124_999, short.steps) == pytest.approx(1.0)
 
 
+def test_the_order_in_which_a_network_is_described_leaves_no_trace():
+    from training.recipe import dump_recipe
+
+    described = {"arch": "vit", "dim": 32, "depth": 2, "heads": 2}
+    recipes = [small_recipe(model=model) for model in (described, dict(reversed(described.items())))]
+    assert len({dump_recipe(Recipe.model_validate(recipe)) for recipe in recipes}) == 1
+
+
 def test_a_mixture_wants_its_datasets(data, tmp_path):
     recipe = shrunk(load_recipe("dinov3_vit7b16_pretrain"))
     with pytest.raises(UserError, match="give --data web=URL"):
