@@ -51,4 +51,5 @@ STEP = Step(
     transient=("workers",),
     environment=environment,
     disk_bytes=lambda *_: 64 << 20,
+    records=("report.html",),  # it tells when each step ran
 )

@@ -304,7 +304,7 @@ def _rest(backbone: Backbone, recipe: Recipe) -> None:
     blocks = len(getattr(backbone, "blocks", ()))
     learning = tuple(f"blocks.{number}." for number in range(blocks - start.last_blocks, blocks))
     for name, parameter in backbone.named_parameters():
-        low_rank = ".0.a" in name or ".0.b" in name
+        low_rank = ".parametrizations.weight.0." in name
         embedding = "patch_embed" in name and start.train_patch_embedding
         if start.lora_rank:
             parameter.requires_grad_(low_rank or embedding)

@@ -33,7 +33,7 @@ class Probing:
         self._recipe, self._images, self._device = recipe, images, device
         self._evaluation = EvaluationSet.open(evaluation) if evaluation and rank() == 0 else None
         self._probes: dict[int, KnnProbe] = {}
-        self._views: dict[int, Views] = {}
+        self._views: dict[int, Views | None] = {}
 
     def __call__(self, backbone: Backbone, side: int) -> dict[str, float]:
         """Measures of ``backbone`` on images of ``side`` pixels; empty on all processes but the first."""
@@ -63,9 +63,10 @@ class Probing:
 
     def _label_free(self, backbone: Backbone, side: int) -> dict[str, float]:
         if side not in self._views:
-            self._views[side] = make_views(self._some_images(), side, self._recipe.seed)
+            images = self._some_images()
+            self._views[side] = make_views(images, side, self._recipe.seed) if len(images) > 1 else None
         views = self._views[side]
-        if len(views.first) < 2:
+        if views is None:
             return {}
         preprocessing = self._preprocessing(side)
         first, second = (Pixels(len(each), each.__getitem__, preprocessing) for each in (views.first, views.second))
