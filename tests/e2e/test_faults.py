@@ -64,4 +64,3 @@ def test_killed_at_every_step_the_line_still_ends_with_the_same_results(checkout
     again = checkout.run()
     for step in PURE:
         assert again.step(step)["digest"] == whole.step(step)["digest"], step
-    assert again.made() >= {"evaluation"}

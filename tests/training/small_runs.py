@@ -65,7 +65,7 @@ def train(processes: int, recipe: Path, data: Path, output: Path, *more: object)
     arguments = ("--recipe", recipe, "--data", data, "--output", output, *more)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        command(processes, *arguments), capture_output=True, text=True, env=environment, timeout=180, check=False
+        command(processes, *arguments), capture_output=True, text=True, env=environment, timeout=400, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

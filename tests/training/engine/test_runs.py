@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import time
@@ -12,7 +13,6 @@ import torch
 
 from tests.training.curated import write_dataset
 from tests.training.small_runs import HEADS, command, events, rows, train, write_recipe
-from training.engine.checkpoint import latest_checkpoint
 from training.engine.exports import latest_export
 
 
@@ -41,32 +41,55 @@ def test_number_of_processes_never_changes_the_losses(data, unbroken, tmp_path, 
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(unbroken), rtol=1e-5, atol=1e-6)
 
 
-def test_killed_run_resumes_and_ends_bit_for_bit_the_same(data, unbroken, tmp_path):
-    recipe, run = write_recipe(tmp_path / "recipe.yaml"), tmp_path / "run"
-    arguments = ("--recipe", recipe, "--data", data, "--output", run)
+def killed_at(step, processes, run, *arguments):
+    """Start a run and kill all its processes once ``step`` is in its log."""
     started = subprocess.Popen(
-        command(2, *arguments),
+        command(processes, *arguments),
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     try:
-        while latest_checkpoint(run) is None:
+        while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) <= step:
             assert started.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
+            time.sleep(0.005)
     finally:
         os.killpg(started.pid, signal.SIGKILL)
         started.wait()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_run_resumes_and_ends_bit_for_bit_the_same(data, tmp_path, processes):
+    step = random.SystemRandom().randrange(12)
+    recipe, run, whole = write_recipe(tmp_path / "recipe.yaml", steps=16), tmp_path / "run", tmp_path / "whole"
+    train(processes, recipe, data, whole)
+    arguments = ("--recipe", recipe, "--data", data, "--output", run)
+    killed_at(step, processes, run, *arguments)
     assert not (run / "export" / "latest").exists()
+    (run / "checkpoints").mkdir(exist_ok=True)
     (run / "checkpoints" / ".step-000000099.partial").mkdir()  # a save that was killed
-    train(2, *arguments[1::2])
-    assert events(run) == ["started", "resumed", "finished"]
+    train(processes, *arguments[1::2])
+    second = "resumed" if step >= 4 else events(run)[1]  # a checkpoint is due every two steps and whole a step later
+    assert events(run) == ["started", second, "finished"], f"killed at step {step}"
     for name in ("model.safetensors", "heads.safetensors"):
-        assert (latest_export(run) / name).read_bytes() == (latest_export(unbroken) / name).read_bytes()
-    assert np.array_equal(losses(run), losses(unbroken))
-    assert [row["step"] for row in rows(run) if "loss" in row] == list(range(8))
+        ours, theirs = (latest_export(folder) / name for folder in (run, whole))
+        assert ours.read_bytes() == theirs.read_bytes(), f"{name}, killed at step {step}"
+    assert np.array_equal(losses(run), losses(whole))
+    assert [row["step"] for row in rows(run) if "loss" in row] == list(range(16))
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_shards_of_two_processes_are_resumed_by_one(data, tmp_path):
+    plain = write_recipe(tmp_path / "plain.yaml", steps=16)
+    train(1, plain, data, tmp_path / "whole")
+    sharded = write_recipe(tmp_path / "sharded.yaml", steps=16, parallel="fsdp")
+    run = tmp_path / "run"
+    killed_at(8, 2, run, "--recipe", sharded, "--data", data, "--output", run)
+    train(1, plain, data, run)
+    assert events(run) == ["started", "resumed", "finished"]
+    np.testing.assert_allclose(losses(run), losses(tmp_path / "whole"), rtol=1e-5, atol=1e-6)
 
 
 def test_finished_run_started_again_changes_nothing(data, unbroken):

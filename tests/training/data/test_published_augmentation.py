@@ -1,0 +1,98 @@
+"""Our views are distributed as those of torchvision v2 with the published settings."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import ks_2samp
+
+from foundry.home import REPOSITORY, home
+from tests.training.data.view_statistics import NAMES, describe
+from training.data.augment import MultiCrop, distort, random_area
+from training.recipe import Crops
+
+DRAWS = 800
+VERSION = "0.28.0"
+"""Of torchvision; belongs to torch 2.13."""
+LIKELY = 1e-4
+"""The smallest probability, under equal distributions, of a Kolmogorov-Smirnov distance that counts as equal."""
+
+
+def picture() -> np.ndarray:
+    """A photograph with colour, detail and a brighter side."""
+    from PIL import Image
+    from skimage import data
+
+    return np.asarray(Image.fromarray(data.astronaut()).resize((120, 96), Image.Resampling.LANCZOS))
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """What torchvision makes of the picture, in an interpreter of its own: beside it transformers would not import."""
+    tools = home() / "test-tools" / f"torchvision-{VERSION}"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tools)]
+    if not (tools / "torchvision").is_dir():
+        done = subprocess.run([*pip, f"torchvision=={VERSION}"], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"torchvision {VERSION} cannot be installed here: {done.stderr.strip()[-200:]}")
+    folder = tmp_path_factory.mktemp("published")
+    np.save(folder / "picture.npy", picture())
+    script = Path(__file__).with_name("torchvision_views.py")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(tools)))}
+    done = subprocess.run(
+        [sys.executable, script, folder / "picture.npy", folder / "views.npz", str(DRAWS)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return np.load(folder / "views.npz")
+
+
+def agree(ours: np.ndarray, theirs: np.ndarray) -> None:
+    for number, name in enumerate(NAMES):
+        probability = ks_2samp(ours[:, number], theirs[:, number]).pvalue
+        assert probability > LIKELY, f"{name}: p = {probability:.1e}"
+
+
+@pytest.mark.parametrize(("view", "number"), [("first", 0), ("second", 1), ("local", 2)])
+def test_colours_blur_and_solarisation(published, view, number):
+    crops, image, rng = Crops(), picture(), np.random.default_rng(1)
+    solarise = crops.solarise if view == "second" else 0.0
+    ours = np.stack([describe(distort(image, crops, crops.blur[number], solarise, rng)) for _ in range(DRAWS)])
+    agree(ours, published[view])
+
+
+@pytest.mark.parametrize(("name", "scale"), [("global", (0.32, 1.0)), ("small", (0.05, 0.32))])
+def test_areas(published, name, scale):
+    rng = np.random.default_rng(2)
+    height, width = picture().shape[:2]
+    ours = np.array([random_area(height, width, scale, (3 / 4, 4 / 3), rng) for _ in range(4 * DRAWS)])
+    theirs = published[f"areas-{name}"]
+    for column in range(4):
+        assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > LIKELY
+    shape = [np.log(boxes[:, 3] / boxes[:, 2]) for boxes in (ours, theirs)]
+    assert ks_2samp(*shape).pvalue > LIKELY
+
+
+def test_cropped_resized_and_flipped(published):
+    """With bicubic antialiased resizing on their side and area averaging on ours, detail may differ a little."""
+    plain = Crops(global_size=32, local_count=0, colour_jitter=0, greyscale=0, blur=(0, 0, 0), solarise=0)
+    rng, make = np.random.default_rng(3), MultiCrop(plain)
+    ours = np.concatenate([[describe(view) for view in make(picture(), rng).global_] for _ in range(DRAWS // 2)])
+    theirs = published["cropped"]
+    for number, name in enumerate(NAMES):
+        if name == "detail":
+            assert np.median(ours[:, number]) == pytest.approx(np.median(theirs[:, number]), rel=0.1)
+        else:
+            assert ks_2samp(ours[:, number], theirs[:, number]).pvalue > LIKELY, name
+
+
+def test_another_blur_would_be_seen(published):
+    rng = np.random.default_rng(4)
+    intended = np.stack([describe(distort(picture(), Crops(), 1.0, 0.0, rng)) for _ in range(DRAWS)])
+    with pytest.raises(AssertionError, match="detail"):
+        agree(intended, published["first"])
