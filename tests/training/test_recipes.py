@@ -184,3 +184,13 @@ def test_high_resolution_steps_draw_their_sizes_for_all_processes_alike():
     drawn = [(each.global_size, each.local_size) for each in (sizes_at(recipe, step) for step in range(4000))]
     shares = {size: drawn.count(size) / 4000 for size in set(drawn)}
     assert shares[512, 112] == pytest.approx(0.3, abs=0.03) and shares[768, 336] == pytest.approx(0.05, abs=0.02)
+
+
+def test_the_page_of_recipes_tells_their_settings():
+    page = (RECIPES.parents[1] / "docs" / "recipes.md").read_text().split("## Networks")[0]
+    told = dict(line.strip("| ").split(" | ", 1) for line in page.splitlines() if line.startswith("| `"))
+    for name in recipe_names():
+        if not name.startswith("embedded"):
+            recipe = load_recipe(name)
+            _, _, batch, steps, *_ = told[f"`{name}`"].split(" | ")
+            assert (batch, steps) == (f"{recipe.batch:,}", f"{recipe.steps:,}"), name
