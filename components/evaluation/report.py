@@ -234,11 +234,21 @@ def _recipe_line(recipe: Mapping[str, Any]) -> str:
             f", {crops.get('local_count')} local of {crops.get('local_size')} px" if crops.get("local_count") else ""
         )
         shown.append(f"2 global crops of {crops.get('global_size')} px{local}")
-    weights = {name: value for name, value in (recipe.get("losses") or {}).items() if name != "koleo_group" and value}
-    if weights:
-        shown.append("losses " + ", ".join(f"{name} {value:g}" for name, value in weights.items()))
+    losses = [_weight(name, value) for name, value in (recipe.get("losses") or {}).items() if name != "koleo_group"]
+    if any(losses):
+        shown.append("losses " + ", ".join(filter(None, losses)))
     shown.append(f"seed {recipe.get('seed')}")
     return "; ".join(shown) + "."
+
+
+def _weight(name: str, value: Any) -> str:
+    """A loss's weight in words: a number, the ends of a schedule, a switch; empty where the loss is off."""
+    if isinstance(value, Mapping):
+        ends = [value.get("start"), value.get("peak"), value.get("end")]
+        return f"{name} " + " to ".join(f"{end:g}" for end in ends if end is not None)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f"{name} {value:g}" if value else ""
+    return name if value is True else ""
 
 
 def _features(content: Content) -> Markup:

@@ -36,8 +36,9 @@ class ServedMetrics:
             self._server, self._thread = start_http_server(port, address, registry=self._registry)
         except OSError as error:
             raise UserError(f"{PORT_VARIABLE}={port}: cannot be served on ({error.strerror})") from None
+        self.port: int = self._server.server_port
         self._file = folder / ADDRESS_FILE
-        write_atomically(self._file, f"http://{address}:{self._server.server_port}/metrics\n")
+        write_atomically(self._file, f"http://{address}:{self.port}/metrics\n")
 
     @classmethod
     def from_environment(cls, recipe: str, folder: Path) -> ServedMetrics | None:

@@ -104,3 +104,29 @@ def test_collapse_alarm_is_recorded_once_until_it_recovers(tmp_path):
     assert events(tmp_path) == ["collapse-alarm", "collapse-alarm"]
     with pytest.raises(UserError, match="collapsed"):
         Watch(Guards(stop_on_collapse=True), Journal(tmp_path, writes=True)).collapse(1, {"feature_rank": 1.0})
+
+
+def test_a_planted_collapse_is_recorded_and_can_end_the_run(tmp_path):
+    """A teacher this smooth answers alike for every prototype, as one does that has collapsed to uniform."""
+    smooth = {"temperature": {"peak": 100.0}, "momentum": {"peak": 0.9}}
+    run = trainer(tmp_path, teacher=smooth, guards={"grace_steps": 2})
+    run.run()
+    recorded = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in recorded] == ["started", "collapse-alarm", "finished"]
+    assert recorded[1]["step"] == 2 and "targets are uniform" in recorded[1]["message"]
+    stopping = load_settings(
+        Recipe,
+        small_recipe(workers=0, teacher=smooth, guards={"grace_steps": 2, "stop_on_collapse": True}),
+        "test",
+    )
+    with pytest.raises(UserError, match="stopped at step 2: the network has collapsed"):
+        Trainer(stopping, str(tmp_path / "dataset"), str(tmp_path / "other")).run()
+
+
+def test_targets_on_few_prototypes_are_a_collapse_too(tmp_path):
+    watch = Watch(Guards(grace_steps=0, collapse_use=0.05), Journal(tmp_path, writes=True))
+    healthy = {"feature_rank": 9.0, "target_entropy": 0.5}
+    watch.collapse(5, {**healthy, "prototype_use": 0.002}, attainable=0.002)  # as many as a batch can reach
+    assert not (tmp_path / "events.jsonl").exists()
+    watch.collapse(6, {**healthy, "prototype_use": 0.00001}, attainable=0.002)
+    assert events(tmp_path) == ["collapse-alarm"]
