@@ -137,10 +137,12 @@ class LocalLauncher:
             raise failure(job, state, logs)
 
     def _follow(self, job: TrainingJob, environment: Mapping[str, str], logs: Path) -> str:
-        with warnings.catch_warnings():
+        with _IMPORTING, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from torchx.components import dist
             from torchx.runner import get_runner
+
+            get_runner().close()  # its schedulers and their syntax trees too
 
         for name in ("torchx", "torchx-events-null"):  # an event for each look at the state
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -174,6 +176,8 @@ class LocalLauncher:
                 raise
 
 
+_IMPORTING = threading.Lock()
+"""Python 3.11 may fail to build syntax trees in two threads at once (python/cpython#106905)."""
 _PREFIX = "[rank${rank}]: "
 _PREFIXED = re.compile(r"^\[rank(\d+)\]: ?(.*)$")
 
