@@ -1,7 +1,7 @@
 """Makes the environments of this checkout from the locks in requirements/, and only what is not there yet.
 
     main     .venv from requirements/main.txt
-    dev      requirements/dev.txt on top of it
+    dev      requirements/dev.txt on top of it, and requirements/reference.txt in .venv/reference
     serving  .venv-serving from requirements/serving.txt (numpy < 2, for Triton's Python backend)
     triton   the server binary, unpacked from its wheel (``python -m serving install``)
 
@@ -151,10 +151,10 @@ def make_main() -> None:
 
 
 def make_dev() -> None:
-    """The packages of tests and checks in ``.venv``, where they touch none of the main lock."""
+    """The packages of tests and checks in ``.venv``, where they touch none of the main lock; references beside them."""
     make_main()
-    folder, lock = REPOSITORY / ".venv", requirements("dev")
-    wanted, stamp = wanted_stamp(folder, requirements("main"), lock), "foundry-dev-stamp.json"
+    folder, lock, reference = REPOSITORY / ".venv", requirements("dev"), requirements("reference")
+    wanted, stamp = wanted_stamp(folder, requirements("main"), lock, reference), "foundry-dev-stamp.json"
     if is_ready(folder, wanted, stamp):
         return
     (folder / stamp).unlink(missing_ok=True)
@@ -162,6 +162,11 @@ def make_dev() -> None:
     arguments = ["--no-deps", "--force-reinstall", "-r", str(lock)]
     log = home() / "logs" / "setup-dev.log"
     run_pip(folder / "bin" / "python", arguments, "tests and checks", len(pins(lock)), site_packages(folder), log)
+    aside = folder / "reference"
+    shutil.rmtree(aside, ignore_errors=True)
+    arguments = ["--no-deps", "--target", str(aside), "-r", str(reference)]
+    log = home() / "logs" / "setup-reference.log"
+    run_pip(folder / "bin" / "python", arguments, "references of tests", len(pins(reference)), aside, log)
     write_stamp(folder, wanted, stamp)
 
 

@@ -157,7 +157,7 @@ def test_an_unknown_environment(environments: ModuleType) -> None:
 def test_locks_name_no_index_and_no_path_and_agree_with_each_other() -> None:
     folder = SETUP.parents[1] / "requirements"
     locks = {path.stem: path.read_text() for path in folder.glob("*.txt")}
-    assert set(locks) == {"main", "dev", "serving"}
+    assert set(locks) == {"main", "dev", "serving", "reference"}
     pinned: dict[str, dict[str, str]] = {}
     for name, text in locks.items():
         assert "://" not in text and "--index" not in text and "--find-links" not in text
@@ -166,6 +166,7 @@ def test_locks_name_no_index_and_no_path_and_agree_with_each_other() -> None:
         assert all(len(row) == 2 and "+" not in row[1] for row in rows), name
         pinned[name] = {package: version for package, version in rows}
     assert not pinned["main"].keys() & pinned["dev"].keys()
+    assert not pinned["reference"].keys() & (pinned["main"].keys() | pinned["dev"].keys())
     shared = pinned["main"].keys() & pinned["serving"].keys() - {"numpy"}
     assert {"pillow", "onnxruntime"} <= shared  # what decides pixels and embeddings
     assert all(pinned["main"][package] == pinned["serving"][package] for package in shared)

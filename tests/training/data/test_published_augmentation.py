@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
-from foundry.home import REPOSITORY, home
+from foundry.home import REPOSITORY
 from tests.training.data.view_statistics import NAMES, describe
 from training.data.augment import MultiCrop, distort, random_area
 from training.recipe import Crops
 
 DRAWS = 800
-VERSION = "0.28.0"
-"""Of torchvision; belongs to torch 2.13."""
 LIKELY = 1e-4
 """The smallest probability, under equal distributions, of a Kolmogorov-Smirnov distance that counts as equal."""
 BLURRED = 0.15
@@ -35,16 +33,12 @@ def picture() -> np.ndarray:
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """What torchvision makes of the picture, in an interpreter of its own: beside it transformers would not import."""
-    tools = home() / "test-tools" / f"torchvision-{VERSION}"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tools)]
-    if not (tools / "torchvision").is_dir():
-        done = subprocess.run([*pip, f"torchvision=={VERSION}"], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"torchvision {VERSION} cannot be installed here: {done.stderr.strip()[-200:]}")
+    reference = Path(sys.prefix) / "reference"
+    assert (reference / "torchvision").is_dir(), "torchvision is missing: make setup-dev puts it aside"
     folder = tmp_path_factory.mktemp("published")
     np.save(folder / "picture.npy", picture())
     script = Path(__file__).with_name("torchvision_views.py")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(tools)))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(reference)))}
     done = subprocess.run(
         [sys.executable, script, folder / "picture.npy", folder / "views.npz", str(DRAWS)],
         env=environment,
