@@ -88,6 +88,7 @@ def test_embedding_equals_pytorch(
     with EmbeddingClient(served.url, architecture) as client:
         answer = client.embed([data], patch_features=True)
     assert answer.embedding.dtype == np.float32 and answer.patch_features is not None
+    print(f"{architecture}, {kind}: differs by {np.abs(answer.embedding - expected).max():.1e}")
     np.testing.assert_allclose(answer.embedding, expected, atol=TOLERANCE)
     np.testing.assert_allclose(answer.patch_features, expected_features, atol=TOLERANCE)
     assert (answer.model, answer.version, answer.digest) == (architecture, 1, onnx[architecture][1].digest)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from training.engine.checkpoint import module_state, optimiser_state
 from training.engine.low_rank import add_low_rank
-from training.engine.optimiser import build_optimiser, clip_gradients, move_average, set_schedules, zero_gradients
+from training.engine.optimiser import build_optimiser, clip_gradients, move_average, set_schedules
 from training.engine.parallel import Parallel
 from training.engine.views import Views
 from training.models.architectures import Architecture
@@ -269,14 +269,14 @@ class Learner:
 
     def forget_gradients(self) -> None:
         """Drop all gradients."""
-        zero_gradients(self.optimiser)
+        self.optimiser.zero_grad(set_to_none=True)
 
     def whole_average(self) -> Network:
         """The average as one ordinary network with merged low-rank updates.
 
         Every process calls it; the result is of use on the first.
         """
-        return self.parallel.whole(self.average, self.spec, self.recipe)
+        return self.parallel.whole(self.average, self.spec)
 
     def state(self) -> dict[str, object]:
         """Everything a checkpoint keeps of this learner, as its own tensors."""

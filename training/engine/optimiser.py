@@ -83,11 +83,6 @@ def set_schedules(
         group["weight_decay"] = weight_decay * group["decay_factor"] * (1.0 if kind == "prototypes" else factor)
 
 
-def zero_gradients(optimiser: torch.optim.Optimizer) -> None:
-    """Drop the gradients of every parameter of ``optimiser``."""
-    optimiser.zero_grad(set_to_none=True)
-
-
 def clip_gradients(parameters: Iterable[nn.Parameter], largest: float, each: bool = False) -> torch.Tensor:
     """Scale gradients so that their joint norm (with ``each``: that of every tensor) is at most ``largest``.
 

@@ -84,7 +84,7 @@ class Parallel:
             with module.no_sync():  # type: ignore[operator]
                 yield
 
-    def whole(self, network: Network, spec: Architecture, recipe: Recipe) -> Network:
+    def whole(self, network: Network, spec: Architecture) -> Network:
         """``network`` as an ordinary one with merged low-rank updates, to export or to measure.
 
         Every process calls this; the result is of use on the first only. Without shards and updates it is ``network``.
@@ -99,6 +99,7 @@ class Parallel:
             value = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             if rank() == 0:
                 state[name] = value.detach().cpu()
+        recipe = self.recipe
         plain = build_network(spec, recipe.heads, recipe.seed, "meta")
         if rank() == 0:
             plain.load_state_dict(merged_state(state, recipe), assign=True)
