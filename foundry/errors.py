@@ -7,6 +7,9 @@ import os
 import sys
 from collections.abc import Callable
 
+ERROR_FILE_VARIABLE = "FOUNDRY_ERROR_FILE"
+"""Environment variable naming the file in which training leaves the one line of an error a person can mend."""
+
 
 class UserError(Exception):
     """Something the caller can put right: names the thing, what is wrong with it and what to do.

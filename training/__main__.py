@@ -9,7 +9,7 @@ import signal
 import sys
 from typing import Any
 
-from foundry.errors import UserError, run_command
+from foundry.errors import ERROR_FILE_VARIABLE, UserError, run_command
 from foundry.lifetime import die_with, die_with_launcher, process_identity
 from foundry.settings import apply_overrides
 
@@ -65,6 +65,8 @@ def main(argv: list[str]) -> int:
     """Run the command; returns the exit status."""
     arguments = _parser().parse_args(argv)
     _follow_parents()
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and (told := _recorded()):
+        raise UserError(told)  # starting again mends no error of a person
     from training.recipe import load_recipe
 
     changes: dict[str, Any] = apply_overrides({}, arguments.overrides)
@@ -84,6 +86,15 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _recorded() -> str:
+    """The error that an earlier start left for the launcher; empty where there is none."""
+    path = os.environ.get(ERROR_FILE_VARIABLE)
+    if not path or not os.path.exists(path):
+        return ""
+    with open(path, encoding="utf-8") as file:
+        return file.read().strip()
+
+
 def _record_user_error(argv: list[str]) -> int:
     """Ends like every command; under torchrun the one-line error is also left where the launcher finds it."""
 
@@ -91,7 +102,7 @@ def _record_user_error(argv: list[str]) -> int:
         try:
             return main(arguments)
         except UserError as error:
-            path = os.environ.get("FOUNDRY_ERROR_FILE")
+            path = os.environ.get(ERROR_FILE_VARIABLE)
             if path and os.environ.get("RANK", "0") == "0":
                 with open(path, "w", encoding="utf-8") as file:
                     file.write(" ".join(str(error).split()))

@@ -150,6 +150,8 @@ class Head(Settings):
     lie in [-1, 1] from the start, which short runs need."""
     trainable_gain: bool = True
     """Whether that gain learns; DINO keeps it at 1 (``norm_last_layer``), DINOv2 does not."""
+    init: Literal["published", "fan_in"] = "published"
+    """Standard deviation of the MLP's first weights: 0.02 as published, or, for a narrow one, 1 / sqrt(inputs)."""
 
 
 class Heads(Settings):

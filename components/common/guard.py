@@ -4,6 +4,10 @@ TorchX starts every replica in a session of its own, so a kill of the launcher's
 small process stands between the two. It adopts every orphan below it (Linux child subreaper) and kills its whole
 process tree once the launcher named by ``FOUNDRY_WATCH_PROCESS`` is gone, or when the command has ended and left
 something behind. Should the guard itself be killed, its command gets SIGKILL (parent-death signal).
+
+On a node of a job on several nodes, ``FOUNDRY_STORE`` (host:port) names their meeting point. The guard starts the
+command once the store answers, tells the store when the command has ended well, and ends a command whose node stays
+cut off from the store: torchrun's agent would wait there for ever, and nobody could start a healthy one in its place.
 """
 
 from __future__ import annotations
@@ -13,11 +17,25 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 from components.common.processes import kill_descendants
+from components.common.rendezvous import job_is_done, reachable
+from components.common.training_app import STORE_VARIABLE
+from foundry.errors import ERROR_FILE_VARIABLE
 from foundry.lifetime import WATCH_VARIABLE, is_alive, process_identity
 
+VERDICT_VARIABLE = "FOUNDRY_VERDICT_FILE"
+"""Environment variable naming the file that says why the job cannot succeed. Where it is set, a command that failed
+for good leaves its reason there and the guard ends with 0, as it does where another node has left one: on a cluster any
+other status means 'start this again'."""
+CUT_OFF = 75
+"""Exit status of a node that found or kept no connection to the store (EX_TEMPFAIL): another start may succeed."""
+STORE_START_SECONDS = 900.0
+"""How long a node waits for the store to be started."""
+CUT_OFF_SECONDS = 90.0
+"""How long a running node may be without its store."""
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 20.0
 """How long the command may take to end by itself after SIGTERM."""
@@ -29,6 +47,7 @@ def main(argv: list[str]) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     launcher = os.environ.get(WATCH_VARIABLE) or process_identity(os.getppid())
+    alone = os.getppid() == 0  # the first process of a container, which nothing here has launched
     stop_at: float | None = None
 
     def stop(signum: int, frame: object) -> None:
@@ -37,10 +56,24 @@ def main(argv: list[str]) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    verdict = os.environ.get(VERDICT_VARIABLE)
+    if verdict and os.path.exists(verdict):
+        return 0
+    store = _Store(os.environ.get(STORE_VARIABLE))
+    while not store.answered:
+        if stop_at is not None or store.silence() > STORE_START_SECONDS or not (alone or _alive(launcher)):
+            return CUT_OFF
+        time.sleep(POLL_SECONDS)
     child = subprocess.Popen(argv, preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
-    told = False
+    told = cut_off = False
     while child.poll() is None:
-        if launcher is None or not is_alive(launcher):
+        if not (alone or _alive(launcher)):
+            break
+        if store.silence() > CUT_OFF_SECONDS:
+            print(
+                f"the store {store.endpoint} has not answered for {CUT_OFF_SECONDS:.0f} s", file=sys.stderr, flush=True
+            )
+            cut_off = True
             break
         if stop_at is not None and not told:
             child.terminate()
@@ -53,7 +86,54 @@ def main(argv: list[str]) -> int:
             continue
     kill_descendants()
     status = child.wait()
-    return status if status >= 0 else 128 - status
+    if cut_off:
+        return CUT_OFF
+    status = status if status >= 0 else 128 - status
+    if verdict and status and stop_at is None:
+        _pronounce(verdict, status)
+        status = 0
+    if store.endpoint and status == 0:
+        job_is_done(store.endpoint)
+    return status
+
+
+def _alive(launcher: str | None) -> bool:
+    return launcher is not None and is_alive(launcher)
+
+
+def _pronounce(verdict: str, status: int) -> None:
+    """Leave the reason of a failure: the line of a person's error, or the status."""
+    try:
+        with open(os.environ[ERROR_FILE_VARIABLE], encoding="utf-8") as file:
+            reason = file.read().strip()
+    except (KeyError, OSError):
+        reason = ""
+    os.makedirs(os.path.dirname(verdict), exist_ok=True)
+    with open(verdict, "w", encoding="utf-8") as file:
+        file.write(reason or f"the trainers failed on {os.uname().nodename} (exit status {status}); its log says why")
+
+
+class _Store:
+    """The store at ``endpoint``, asked by a thread; None: a job without one, which always answers."""
+
+    def __init__(self, endpoint: str | None) -> None:
+        self.endpoint = endpoint
+        self.answered = endpoint is None
+        self._heard = time.monotonic()
+        if endpoint:
+            threading.Thread(target=self._listen, args=(endpoint,), daemon=True).start()
+
+    def _listen(self, endpoint: str) -> None:
+        while True:
+            if reachable(endpoint, timeout=3.0):
+                self.answered, self._heard = True, time.monotonic()
+                time.sleep(2.0)
+            else:
+                time.sleep(POLL_SECONDS)
+
+    def silence(self) -> float:
+        """Seconds since the store answered, or since the start."""
+        return time.monotonic() - self._heard if self.endpoint else 0.0
 
 
 if __name__ == "__main__":

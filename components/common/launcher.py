@@ -17,45 +17,22 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from components.common.processes import MARK_VARIABLE, end_processes
-from foundry.errors import UserError
+from components.common.training_app import TrainingJob, training_app
+from foundry.errors import ERROR_FILE_VARIABLE, UserError
 from foundry.home import REPOSITORY
 from foundry.lifetime import free_port, watch_environment
 
 POLL_SECONDS = 0.25
 LAST_LINES = 15
 """Lines of a failed process that are shown."""
-ERROR_FILE_VARIABLE = "FOUNDRY_ERROR_FILE"
-"""Environment variable naming the file in which training leaves the one line of an error a person can mend."""
 
 
 class TrainingFailed(RuntimeError):
     """A training process ended with an error of the program."""
-
-
-@dataclass(frozen=True)
-class TrainingJob:
-    """One distributed run of a module."""
-
-    arguments: tuple[str, ...]
-    """Arguments of the module."""
-    output: str
-    """Run folder; names the job."""
-    processes: int
-    """Training processes on each node."""
-    nodes: int = 1
-    module: str = "training"
-    name: str = "training"
-    log_dir: Path | None = None
-    """Where logs of all processes go; None: ``logs`` in the run folder."""
-    timeout: float | None = None
-    """Seconds after which the job counts as hung; None: no limit."""
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """Additional environment variables of the processes."""
 
 
 class Launcher(Protocol):
@@ -139,24 +116,15 @@ class LocalLauncher:
     def _follow(self, job: TrainingJob, environment: Mapping[str, str], logs: Path) -> str:
         with _IMPORTING, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            from torchx.components import dist
             from torchx.runner import get_runner
 
             get_runner().close()  # its schedulers and their syntax trees too
 
         for name in ("torchx", "torchx-events-null"):  # an event for each look at the state
             logging.getLogger(name).setLevel(logging.ERROR)
-        app = dist.torchrun(
-            *job.arguments,
-            m=job.module,
-            j=f"{job.nodes}x{job.processes}",
-            name=f"dino-foundry/{job.name}",
-            env=dict(environment),
-            rdzv_port=free_port(),
-        )
-        role = app.roles[0]
-        role.args = ["-m", "components.common.guard", role.entrypoint, *role.args]
-        role.entrypoint = sys.executable
+        torchrun = os.path.join(sysconfig.get_path("scripts"), "torchrun")
+        app = training_app(job, environment, torchrun=torchrun, host="127.0.0.1", port=free_port())
+        role = app.roles[-1]
         deadline = None if job.timeout is None else time.monotonic() + job.timeout
         with _signals_as_exceptions() as install, get_runner() as runner:
             handle = runner.run(app, "local_cwd", cfg={"log_dir": str(logs)})

@@ -44,9 +44,10 @@ class TrainingConfig(Settings):
         recipe = self.resolved_recipe()
         if recipe.stage != self.stage:
             raise UserError(f"recipe {self.recipe}: is for stage {recipe.stage}, and this step is stage {self.stage}")
-        if recipe.batch % self.processes:
+        if recipe.batch < self.processes * recipe.accumulate:
             raise UserError(
-                f"recipe {self.recipe}: batch {recipe.batch} cannot be divided among {self.processes} processes"
+                f"recipe {self.recipe}: batch {recipe.batch} is too small for {self.processes} processes"
+                + (f" in {recipe.accumulate} parts each" if recipe.accumulate > 1 else "")
             )
         return self
 

@@ -39,7 +39,7 @@ class Batch:
     """What is wrong with images that could not be read and were replaced by others."""
 
     def parts(self, count: int) -> list[Batch]:
-        """The batch in ``count`` parts of consecutive images, each crop-major too."""
+        """The batch in ``count`` parts of consecutive images, sizes within 1, each crop-major too."""
         if count == 1:
             return [self]
 
@@ -48,7 +48,7 @@ class Batch:
             if not len(tensor):
                 return [tensor] * count
             by_crop = tensor.unflatten(0, (-1, images))
-            return [part.flatten(0, 1) for part in by_crop.chunk(count, dim=1)]
+            return [part.flatten(0, 1) for part in by_crop.tensor_split(count, dim=1)]
 
         pieces = zip(*map(split, (self.global_, self.local, self.gram, self.masks)), strict=True)
         return [Batch(self.step, *piece) for piece in pieces]

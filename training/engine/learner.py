@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from training.data.sampler import share
+from training.distributed import world_size
 from training.engine.checkpoint import module_state, optimiser_state
 from training.engine.low_rank import add_low_rank
 from training.engine.optimiser import build_optimiser, clip_gradients, move_average, set_schedules
@@ -75,6 +77,7 @@ def _head(backbone: Backbone, head: Head, seed: int, device: torch.device | str)
         layers=head.layers,
         weight_norm=head.weight_norm,
         trainable_gain=head.trainable_gain,
+        init=head.init,
         seed=seed,
         device=device,
     )
@@ -192,32 +195,45 @@ class Learner:
         output: Output = self.module(crops, masks, targets.masked if weights.ibot else None, draws)
         global_ = output.features[0]
         images = targets.cls.shape[1]
+        usual = recipe.batch / (world_size() * recipe.accumulate)  # images of a part, averaged over all
 
         same = weights.dino_same_crop
         local_share, global_share = pair_shares(2, recipe.crops.local_count, same)
-        parts = {"dino_global": dino_loss(output.cls[: 2 * images], targets.cls, ignore_diagonal=not same)}
+        parts = {
+            "dino_global": dino_loss(output.cls[: 2 * images], targets.cls, ignore_diagonal=not same, images=usual)
+        }
         total = weights.dino * global_share * parts["dino_global"]
         if len(locals_):
-            parts["dino_local"] = dino_loss(output.cls[2 * images :], targets.cls)
+            parts["dino_local"] = dino_loss(output.cls[2 * images :], targets.cls, images=usual)
             local_weight = value_at(weights.dino_local, step, recipe.steps)
             total = total + weights.dino * local_weight * local_share * parts["dino_local"]
         if weights.ibot:
             assert output.patches is not None
-            parts["ibot"] = ibot_loss(output.patches, targets.patches, targets.weights, 2 * images)
+            parts["ibot"] = ibot_loss(output.patches, targets.patches, targets.weights, 2 * usual)
             total = total + weights.ibot * parts["ibot"]
         if weights.koleo and koleo:
-            parts["koleo"] = self._koleo(global_["cls"])
+            held = self._held() if recipe.accumulate == 1 else None
+            parts["koleo"] = self._koleo(global_["cls"], held, usual)
             total = total + weights.koleo * parts["koleo"]
         if targets.gram is not None:
-            parts["gram"] = gram_loss(global_["patches"], targets.gram, negatives=weights.gram_negatives)
+            parts["gram"] = gram_loss(
+                global_["patches"], targets.gram, images=2 * usual, negatives=weights.gram_negatives
+            )
             total = total + value_at(weights.gram, step, recipe.steps) * parts["gram"]
         parts["loss"] = total
         return total, {name: part.detach() for name, part in parts.items()}, global_["cls"]
 
-    def _koleo(self, cls: Tensor) -> Tensor:
+    def _held(self) -> list[int]:
+        """Images of each process."""
+        world = world_size()
+        return [len(share(self.recipe.batch, number, world)) for number in range(world)]
+
+    def _koleo(self, cls: Tensor, held: Sequence[int] | None, images: float) -> Tensor:
         group = self.recipe.losses.koleo_group
         first, second = cls.chunk(2)
-        return koleo_loss(first, group) + koleo_loss(second, group)
+        return koleo_loss(first, group, counts=held, images=images) + koleo_loss(
+            second, group, counts=held, images=images
+        )
 
     def _spread_gradients(
         self, views: Sequence[Views], targets: Sequence[Targets], draws: Sequence[StepDraws], autocast: torch.autocast
@@ -227,8 +243,9 @@ class Learner:
         None where every group lies within a part. Costs one more forward pass over the global crops: draws depend on
         places alone, so the second pass gives the same features.
         """
-        images = targets[0].cls.shape[1]
-        if not self.recipe.losses.koleo or images % self.recipe.losses.koleo_group == 0:
+        recipe, held = self.recipe, self._held()
+        sizes = {len(share(count, number, recipe.accumulate)) for count in held for number in range(recipe.accumulate)}
+        if not recipe.losses.koleo or all(size % recipe.losses.koleo_group == 0 for size in sizes):
             return None
         with torch.no_grad(), autocast:
             seen = [
@@ -236,9 +253,9 @@ class Learner:
                 for part, wanted, drawn in zip(views, targets, draws, strict=True)
             ]
         whole = torch.cat([cls.unflatten(0, (2, -1)) for cls in seen], dim=1).float().requires_grad_()
-        value = self._koleo(whole.flatten(0, 1))
-        (gradient,) = torch.autograd.grad(self.recipe.losses.koleo * value, whole)
-        return value.detach(), [part.flatten(0, 1) for part in gradient.chunk(len(views), dim=1)]
+        value = self._koleo(whole.flatten(0, 1), held, recipe.batch / len(held))
+        (gradient,) = torch.autograd.grad(recipe.losses.koleo * value, whole)
+        return value.detach(), [part.flatten(0, 1) for part in gradient.tensor_split(len(views), dim=1)]
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The trained parameters, in a fixed order."""

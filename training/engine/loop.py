@@ -72,9 +72,9 @@ class Trainer:
         if recipe.model is None and backbone is not None:
             recipe = recipe.model_copy(update={"model": backbone.config.model_dump(mode="json")})
         self.recipe = recipe
-        if recipe.batch % (self.world * recipe.accumulate):
+        if recipe.batch < self.world * recipe.accumulate:
             parts = f" in {recipe.accumulate} parts each" if recipe.accumulate > 1 else ""
-            raise UserError(f"batch {recipe.batch} cannot be divided among {self.world} processes{parts}")
+            raise UserError(f"batch {recipe.batch} is too small for {self.world} processes{parts}")
         self.slots = share(recipe.batch, self.rank, self.world)
         served = ServedMetrics.from_environment(recipe.name, self.run_folder) if self.rank == 0 else None
         self.served = served
@@ -362,9 +362,9 @@ def open_datasets(recipe: Recipe, data: str | Mapping[str, str]) -> tuple[Images
 
 
 def parts_of(slots: range, count: int) -> list[range]:
-    """``slots`` in ``count`` consecutive parts of equal size."""
-    size = len(slots) // count
-    return [slots[number * size : (number + 1) * size] for number in range(count)]
+    """``slots`` in ``count`` consecutive parts, sizes within 1."""
+    places = [share(len(slots), number, count) for number in range(count)]
+    return [slots[part.start : part.stop] for part in places]
 
 
 def _scale(name: str, spec: Architecture, stride: int) -> int:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from foundry.errors import UserError
+from training.engine.pulse import Pulse
 
 
 def choose_device(name: str) -> torch.device:
@@ -46,19 +47,31 @@ def own_run_folder(folder: Path, wait_seconds: float = 30.0) -> int:
             time.sleep(0.2)
 
 
+LOST_VARIABLE = "FOUNDRY_LOST_SECONDS"
+"""Environment variable: after how many seconds of silence a process of another host counts as lost."""
+
+
 @contextlib.contextmanager
 def process_group(device: str, timeout_minutes: float = 10.0) -> Iterator[None]:
     """Join the process group that torchrun describes in the environment; nothing for a single process.
 
-    NCCL on GPUs, gloo on CPUs. Leaves it in step with the others when the body ends well.
+    NCCL on GPUs, gloo on CPUs. Leaves it in step with the others when the body ends well. Where the environment says
+    how long a host may be silent, a :class:`Pulse` watches the others.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     backend = "nccl" if choose_device(device).type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes))
+    seconds = float(os.environ.get(LOST_VARIABLE, "0"))
+    pulse = Pulse(seconds) if seconds else None
     try:
         yield
         dist.barrier()
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        if pulse is None:  # otherwise its group is in use, and the end of this process is what tells the others
+            dist.destroy_process_group()
+        raise
+    if pulse is not None:
+        pulse.stop()
+    dist.destroy_process_group()

@@ -67,7 +67,7 @@ class Teacher:
                 self._gram_features(part, output.features[0]["patches"].shape[1]),
             )
             for part, output, wanted, of_images, of_patches in zip(
-                views, outputs, masked, cls.chunk(len(views)), patches, strict=True
+                views, outputs, masked, cls.split([len(output.cls) for output in outputs]), patches, strict=True
             )
         ]
 

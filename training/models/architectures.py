@@ -70,6 +70,9 @@ class ViTConfig(Settings):
     """Learned embedding at other grids: antialiased in DINOv2 with registers."""
     local_cls_norm: bool = False
     """A second final norm for the CLS and register tokens of local crops, in training only (DINOv3 7B)."""
+    init: Literal["published", "fan_in"] = "published"
+    """Standard deviation of the first weights: 0.02 as published, or 1 / sqrt(inputs of the layer). A network much
+    narrower than the published ones starts almost as the identity under 0.02, and learns late."""
     drop_path: float = Field(0.0, ge=0, lt=1)
     """Stochastic depth: the share of samples that skip a residual branch."""
     drop_path_uniform: bool = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -40,6 +40,7 @@ def build_head(
     layers: int = 3,
     weight_norm: bool = False,
     trainable_gain: bool = True,
+    init: Literal["published", "fan_in"] = "published",
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> ProjectionHead:
@@ -53,6 +54,7 @@ def build_head(
             layers=layers,
             weight_norm=weight_norm,
             trainable_gain=trainable_gain,
+            init=init,
         ),
         seed,
         device,

@@ -43,8 +43,10 @@ class ProjectionHead(nn.Module):
         layers: int = 3,
         weight_norm: bool = False,
         trainable_gain: bool = True,
+        init: Literal["published", "fan_in"] = "published",
     ) -> None:
         super().__init__()
+        self.init = init
         self.dim, self.hidden, self.bottleneck, self.prototypes = dim, hidden, bottleneck, prototypes
         widths = [dim, *[hidden] * (layers - 1), bottleneck]
         modules: list[nn.Module] = []
@@ -58,10 +60,11 @@ class ProjectionHead(nn.Module):
             self.last_layer = nn.Linear(bottleneck, prototypes, bias=False)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Truncated normal (0.02) weights, zero biases, unit gains, drawing from ``generator`` only."""
+        """Truncated normal weights (0.02, or by ``init``), zero biases, unit gains; draws from ``generator`` only."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
+                std = module.in_features**-0.5 if self.init == "fan_in" else 0.02
+                nn.init.trunc_normal_(module.weight, std=std, generator=generator)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, WeightNormLinear):

@@ -80,7 +80,8 @@ class VisionTransformer(nn.Module):
             nn.init.zeros_(self.mask_token)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
+                std = module.in_features**-0.5 if config.init == "fan_in" else 0.02
+                nn.init.trunc_normal_(module.weight, std=std, generator=generator)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             if isinstance(module, MaskedKeyBiasLinear):

@@ -8,6 +8,8 @@ between two crops of an image. Source: Sablayrolles et al. 2019; Oquab et al. 20
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -16,35 +18,53 @@ from torch import Tensor
 from training.distributed import gather_rows, rank, world_size
 
 
-def koleo_loss(embeddings: Tensor, group_size: int | None = None, *, group: dist.ProcessGroup | None = None) -> Tensor:
+def koleo_loss(
+    embeddings: Tensor,
+    group_size: int | None = None,
+    *,
+    counts: Sequence[int] | None = None,
+    images: float | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
     """L of one crop's embeddings (B, D), the pre-head CLS features after the final norm, as a float32 scalar.
 
-    Neighbours are looked for among ``group_size`` consecutive images of the whole batch (default: all of it), in
-    which process r holds the images r B ... (r + 1) B - 1; so the value does not depend on the number of processes.
-    The mean of all processes' values is the loss of the whole batch. Nothing is exchanged while every group lies
-    within one process.
+    Neighbours are looked for among ``group_size`` consecutive images of the whole batch (default: all of it), which the
+    processes hold one after the other, ``counts`` of them each (default: B each); so the value does not depend on the
+    number of processes. ``images``: images per process, averaged over processes; then the mean of all processes' values
+    is the loss of the whole batch. Nothing is exchanged while every group lies within one process.
 
     Raises ValueError for groups of one, or a batch that is not a whole number of groups.
     """
-    batch, processes = len(embeddings), world_size(group)
-    size = group_size or batch * processes
-    if size < 2 or (batch * processes) % size:
-        raise ValueError(f"KoLeo in groups of {size} over {batch * processes} images: needs whole groups of at least 2")
+    held = list(counts or [len(embeddings)] * world_size(group))
+    everyone = sum(held)
+    size = group_size or everyone
+    images = everyone / len(held) if images is None else images
+    if size < 2 or everyone % size:
+        raise ValueError(f"KoLeo in groups of {size} over {everyone} images: needs whole groups of at least 2")
     with torch.autocast(embeddings.device.type, enabled=False):
         own = F.normalize(embeddings.float(), dim=-1, eps=1e-8)
-        if batch % size == 0:
-            return -_log_distances(own, size).mean()
+        if all(count % size == 0 for count in held):
+            return -_log_distances(own, size).sum() / images
         # Groups reach into other processes. Each process computes the whole sum of the groups it takes part in, with
         # the others' embeddings as constants: that gives the exact gradient for its own without a backward exchange.
-        start = rank(group) * batch
-        everything = gather_rows(own, group)
-        everything = torch.cat((everything[:start], own, everything[start + batch :]))
+        start = sum(held[: rank(group)])
+        end = start + len(own)
+        everything = _gather(own, held, group)
+        everything = torch.cat((everything[:start], own, everything[end:]))
         first = start // size * size
-        last = -(-(start + batch) // size) * size
+        last = -(-end // size) * size
         logs = _log_distances(everything[first:last], size)
-        value = -logs[start - first : start - first + batch].mean()
-        gradient = -logs.sum() / batch
+        value = -logs[start - first : end - first].sum() / images
+        gradient = -logs.sum() / images
         return value.detach() + (gradient - gradient.detach())
+
+
+def _gather(own: Tensor, held: Sequence[int], group: dist.ProcessGroup | None) -> Tensor:
+    """The rows of all processes, of which process r holds ``held[r]``."""
+    most = max(held)
+    padded = F.pad(own, (0, 0, 0, most - len(own)))
+    gathered = gather_rows(padded, group).unflatten(0, (len(held), most))
+    return torch.cat([rows[:count] for rows, count in zip(gathered, held, strict=True)])
 
 
 def _log_distances(normalised: Tensor, size: int) -> Tensor:

@@ -65,7 +65,7 @@ def test_inputs_are_names_and_urls() -> None:
         (["--set", "pretraining.overrides.stepz=1"], "recipe embedded: unknown setting 'stepz'; did you mean 'steps'?"),
         (["--set", "pretraining.overrides.steps=many"], "setting 'steps' = 'many'"),
         (["--set", "pretraining.recipe=embeded"], "recipe 'embeded': no such recipe; did you mean 'embedded'?"),
-        (["--set", "pretraining.processes=3"], "batch 64 cannot be divided among 3 processes"),
+        (["--set", "pretraining.processes=65"], "batch 64 is too small for 65 processes"),
         (["--set", "pretraning.processes=1"], "unknown setting 'pretraning'; did you mean 'pretraining'?"),
         (["--set", "pretraining.processes"], "write it as name.of.setting=value"),
         (["--params", "nowhere.yaml"], "nowhere.yaml: no such settings file"),

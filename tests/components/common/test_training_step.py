@@ -164,7 +164,7 @@ def test_defaults_name_recipes_that_exist_and_settings_in_the_fingerprint_are_re
         ({"overrides": {"optimiser": {"clipp": 1}}}, "did you mean 'optimiser.clip'"),
         ({"recipe": "embeded"}, "did you mean 'embedded'"),
         ({"recipe": "embedded_gram"}, "recipe embedded_gram: is for stage gram"),
-        ({"processes": 5}, "cannot be divided among 5"),
+        ({"processes": 500}, "too small for 500"),
     ],
 )
 def test_a_wrong_recipe_is_refused_when_the_settings_are_loaded(values: dict, words: str) -> None:

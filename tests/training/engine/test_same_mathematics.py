@@ -41,6 +41,9 @@ def whole(data, tmp_path_factory):
         (1, {"accumulate": 2}),  # KoLeo groups of 4 lie within the parts of 4
         (1, {"accumulate": 4}),  # and reach over parts of 2
         (2, {"accumulate": 2}),  # and over parts of 2 of processes of 4
+        (3, {}),  # 3, 3 and 2 images; KoLeo groups reach over processes
+        (3, {"accumulate": 2}),  # parts of 2, 1, 2, 1, 1 and 1
+        (3, {"parallel": "fsdp"}),
         (2, {"parallel": "fsdp"}),
         (2, {"parallel": "fsdp", "accumulate": 2}),
         (1, {"recompute": "full"}),
