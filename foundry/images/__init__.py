@@ -1,6 +1,6 @@
 """Images: encoded bytes to pixels, and pixels to model input. The table of what becomes what is docs/pixels.md."""
 
-from foundry.images.decode import ImageHeader, decode_image, inspect_image
+from foundry.images.decode import EncodedImage, ImageHeader, decode_image, inspect_image, open_image
 from foundry.images.errors import REASONS, ImageError
 from foundry.images.formats import FORMATS, Format, sniff
 from foundry.images.limits import DEFAULT_LIMITS, DecodeLimits
@@ -11,11 +11,13 @@ __all__ = [
     "FORMATS",
     "REASONS",
     "DecodeLimits",
+    "EncodedImage",
     "Format",
     "ImageError",
     "ImageHeader",
     "Preprocessing",
     "decode_image",
     "inspect_image",
+    "open_image",
     "sniff",
 ]

@@ -1,7 +1,8 @@
 """Multi-crop augmentation (Caron et al. 2021, section 3; Oquab et al. 2023, appendix B) on uint8 images.
 
-Every draw comes from the generator that is passed in. Resizing a crop down averages areas, up is bicubic; colours are
-worked in float32 and rounded once at the end. Sizes are in pixels, images (H, W, 3) uint8 RGB.
+Every draw comes from the generator that is passed in. Crops are resized by an antialiased bicubic filter, and colours
+are worked on in uint8, rounded after each operation, both as the published code does on Pillow's images. Sizes are in
+pixels, images (H, W, 3) uint8 RGB.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from training.recipe import Crops, CropSizes
 
 _GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+_SOLARISED = np.where(np.arange(256) >= 128, 255 - np.arange(256), np.arange(256)).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -46,53 +50,84 @@ def random_area(
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """``image`` (H, W, 3) at (size, size): area averaging where it shrinks, bicubic where it grows."""
-    height, width = image.shape[:2]
-    if (height, width) == (size, size):
+    """``image`` (H, W, 3) at (size, size) by an antialiased bicubic filter, Pillow's within one level."""
+    if image.shape[:2] == (size, size):
         return image
-    if height >= size and width >= size:
-        return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
-    if height < size and width < size:
-        return cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC)
-    wide = cv2.resize(image, (size, height), interpolation=cv2.INTER_AREA if width > size else cv2.INTER_CUBIC)
-    return cv2.resize(wide, (size, size), interpolation=cv2.INTER_AREA if height > size else cv2.INTER_CUBIC)
+    # (1, 3, H, W) with channels innermost: torch then works on the uint8 samples where they lie
+    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1).unsqueeze(0)
+    resized = F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True)
+    return resized.squeeze(0).permute(1, 2, 0).numpy()
 
 
 def colour_jitter(
     image: np.ndarray, rng: np.random.Generator, strength: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
 ) -> np.ndarray:
-    """Brightness, contrast, saturation and hue jitter of ``strength`` in random order; float32 in [0, 255]."""
+    """Brightness, contrast, saturation and hue jitter of ``strength`` in random order; uint8 in and out."""
     brightness, contrast, saturation = (rng.uniform(1 - s, 1 + s) for s in strength[:3])
     hue = rng.uniform(-strength[3], strength[3])
     for operation in rng.permutation(4):
         if operation == 0:
-            image = image * np.float32(brightness)
+            image = cv2.convertScaleAbs(image, alpha=brightness)
         elif operation == 1:
-            mean = float((image @ _GREY).mean())
-            image = image * np.float32(contrast) + np.float32((1 - contrast) * mean)
+            mean = round(cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0])
+            image = cv2.addWeighted(image, contrast, image, 0.0, (1 - contrast) * mean)
         elif operation == 2:
-            image = image * np.float32(saturation) + np.float32(1 - saturation) * (image @ _GREY)[..., None]
+            image = cv2.transform(image, _saturation_matrix(saturation))
         else:
-            hsv = cv2.cvtColor(np.ascontiguousarray(image) * np.float32(1 / 255), cv2.COLOR_RGB2HSV)
-            hsv[..., 0] = (hsv[..., 0] + np.float32(360 * hue)) % 360
-            image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * np.float32(255)
-        image = np.clip(image, 0, 255)
+            hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+            turn = np.zeros((hsv.shape[1], 3), np.uint8)
+            turn[:, 0] = round(256 * hue) % 256
+            hsv = hsv.reshape(len(hsv), -1) + turn.ravel()  # a circle: 255 is followed by 0
+            image = cv2.cvtColor(hsv.reshape(image.shape), cv2.COLOR_HSV2RGB_FULL)
     return image
+
+
+def _saturation_matrix(saturation: float) -> np.ndarray:
+    return (saturation * np.eye(3) + (1 - saturation) * _GREY).astype(np.float32)
+
+
+def _blurred(image: np.ndarray, sigma: float) -> np.ndarray:
+    """A Gaussian of at most 9 x 9 taps; those that would not change a rounded value are left out."""
+    kernel = cv2.getGaussianKernel(2 * min(4, math.ceil(4 * sigma)) + 1, sigma)
+    return cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT_101)
 
 
 def distort(image: np.ndarray, crops: Crops, blur: float, solarise: float, rng: np.random.Generator) -> np.ndarray:
     """The photometric part: jitter, greyscale, blur, solarisation; uint8 in and out, same shape."""
-    result = image.astype(np.float32)
+    result = np.ascontiguousarray(image)
     if rng.random() < crops.colour_jitter:
         result = colour_jitter(result, rng, crops.jitter_strength)
     if rng.random() < crops.greyscale:
-        result = np.repeat((result @ _GREY)[..., None], 3, axis=2)
+        result = cv2.cvtColor(cv2.cvtColor(result, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     if rng.random() < blur:
-        result = cv2.GaussianBlur(result, (9, 9), rng.uniform(*crops.blur_sigma), borderType=cv2.BORDER_REFLECT_101)
-    result = np.rint(result).clip(0, 255).astype(np.uint8)
+        result = _blurred(result, rng.uniform(*crops.blur_sigma))
     if rng.random() < solarise:
-        result = np.where(result >= 128, 255 - result, result)
+        result = cv2.LUT(result, _SOLARISED)
     return result
+
+
+@dataclass(frozen=True)
+class Area:
+    """A part of an image to be cut, in pixels of the whole image, and how to mirror it."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    mirrored: bool
+    upside_down: bool
+    size: int
+    """Side of the crop that it becomes."""
+
+    def cut(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
+        """The crop from ``image``, which shows the (height, width) image, perhaps at a smaller scale."""
+        down, across = image.shape[0] / height, image.shape[1] / width
+        top, left = round(self.top * down), round(self.left * across)
+        bottom, right = round((self.top + self.height) * down), round((self.left + self.width) * across)
+        crop = resize(image[top : max(bottom, top + 1), left : max(right, left + 1)], self.size)
+        if self.mirrored or self.upside_down:
+            crop = cv2.flip(crop, 1 if not self.upside_down else -1 if self.mirrored else 0)
+        return crop
 
 
 class MultiCrop:
@@ -103,28 +138,50 @@ class MultiCrop:
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator, sizes: CropSizes | None = None) -> Views:
         """``image`` (H, W, 3) uint8; all draws from ``rng``. ``sizes`` of this step, where the recipe mixes several."""
-        crops, sizes = self.crops, sizes or self.crops.sizes()[0]
-        size, gram_size = sizes.global_size * self.scale, sizes.gram_size
+        height, width = image.shape[:2]
+        sizes = sizes or self.crops.sizes()[0]
+        return self.views(image, (height, width), self.areas(height, width, rng, sizes), rng, sizes)
+
+    def areas(self, height: int, width: int, rng: np.random.Generator, sizes: CropSizes) -> list[Area]:
+        """What of a (height, width) image its two global crops and then its local crops show."""
+        crops = self.crops
+        wide = max(sizes.global_size * self.scale, sizes.gram_size)
+        wanted = [(wide, crops.global_scale)] * 2
+        wanted += [(sizes.local_size * self.scale, crops.local_scale)] * crops.local_count
+        found = []
+        for size, scale in wanted:
+            area = random_area(height, width, scale, crops.aspect, rng)
+            mirrored, upside_down = rng.random(2) < (crops.horizontal_flip, crops.vertical_flip)
+            found.append(Area(*area, bool(mirrored), bool(upside_down), size))
+        return found
+
+    def views(
+        self,
+        image: np.ndarray,
+        whole: tuple[int, int],
+        areas: list[Area],
+        rng: np.random.Generator,
+        sizes: CropSizes,
+    ) -> Views:
+        """The crops of ``areas``, distorted. ``image`` shows one of size ``whole``, perhaps at a smaller scale."""
+        crops, size, gram_size = self.crops, sizes.global_size * self.scale, sizes.gram_size
         views, gram = [], []
-        for number in range(2):
-            base = self._crop(image, max(size, gram_size), crops.global_scale, rng)
+        for number, area in enumerate(areas[:2]):
+            base = area.cut(image, *whole)
             if gram_size:
                 gram.append(resize(base, gram_size))
             solarise = crops.solarise if number == 1 else 0.0
             views.append(distort(resize(base, size), crops, crops.blur[number], solarise, rng))
-        local_size = sizes.local_size * self.scale
-        local = [
-            distort(self._crop(image, local_size, crops.local_scale, rng), crops, crops.blur[2], 0.0, rng)
-            for _ in range(crops.local_count)
-        ]
+        local = [distort(area.cut(image, *whole), crops, crops.blur[2], 0.0, rng) for area in areas[2:]]
+        side = sizes.local_size * self.scale
         return Views(
             np.stack(views),
-            np.stack(local) if local else np.zeros((0, local_size, local_size, 3), np.uint8),
+            np.stack(local) if local else np.zeros((0, side, side, 3), np.uint8),
             np.stack(gram) if gram else np.zeros((0, 1, 1, 3), np.uint8),
         )
 
-    def _crop(self, image: np.ndarray, size: int, scale: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
-        top, left, h, w = random_area(image.shape[0], image.shape[1], scale, self.crops.aspect, rng)
-        view = resize(image[top : top + h, left : left + w], size)
-        view = view[:, ::-1] if rng.random() < self.crops.horizontal_flip else view
-        return view[::-1] if self.crops.vertical_flip and rng.random() < self.crops.vertical_flip else view
+
+def shrinkage(areas: list[Area]) -> int:
+    """By how much an image may be shrunk (1, 2, 4 or 8) so that no area is smaller than the crop it becomes."""
+    least = min(min(area.height, area.width) / area.size for area in areas)
+    return next((factor for factor in (8, 4, 2) if least >= factor), 1)

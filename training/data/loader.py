@@ -14,8 +14,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from foundry.errors import UserError
-from foundry.images import decode_image
-from training.data.augment import MultiCrop
+from foundry.images import open_image
+from training.data.augment import MultiCrop, Views, shrinkage
 from training.data.masks import step_masks
 from training.data.randomness import Purpose, stream
 from training.data.sampler import MixedOrders, OneOrder, Order, Steps, StepSampler
@@ -106,13 +106,20 @@ class CropDataset(Dataset):
         for number in range(index, index + REPLACEMENTS):
             number %= len(self.shards)
             try:
-                image = decode_image(self.shards.read(number))
+                views = self._views(self.shards.read(number), step, slot)
             except UserError as error:
                 unreadable.append(f"{self.shards.keys[number]}: {error}")
             else:
-                draws = stream(self.seed, Purpose.CROPS, step, slot)
-                return step, self.multi_crop(image, draws, sizes_at(self.recipe, step)), unreadable
+                return step, views, unreadable
         raise UserError(f"{self.shards.folder}: {REPLACEMENTS} images in a row cannot be read, first {unreadable[0]}")
+
+    def _views(self, data: bytes, step: int, slot: int) -> Views:
+        """The crops are chosen before the pixels are decoded, at a smaller scale where all of them allow it."""
+        draws, sizes = stream(self.seed, Purpose.CROPS, step, slot), sizes_at(self.recipe, step)
+        encoded = open_image(data)
+        whole = encoded.height, encoded.width
+        areas = self.multi_crop.areas(*whole, draws, sizes)
+        return self.multi_crop.views(encoded.pixels(shrinkage(areas)), whole, areas, draws, sizes)
 
 
 class Collate:

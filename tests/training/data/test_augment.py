@@ -4,8 +4,9 @@ import math
 import numpy as np
 import pytest
 from PIL import Image
+from skimage import data
 
-from training.data.augment import MultiCrop, colour_jitter, distort, random_area, resize
+from training.data.augment import Area, MultiCrop, colour_jitter, distort, random_area, resize, shrinkage
 from training.data.randomness import Purpose, stream
 from training.recipe import Crops
 
@@ -43,7 +44,7 @@ def test_gram_crop_is_the_undistorted_larger_view_of_the_global_crop():
     smooth = np.asarray(Image.fromarray(picture(8, 8)).resize((96, 96), Image.Resampling.BICUBIC))
     views = MultiCrop(plain)(smooth, stream(0, Purpose.CROPS))
     for small, large in zip(views.global_, views.gram, strict=True):
-        again = np.asarray(Image.fromarray(large).resize((32, 32), Image.Resampling.BOX))
+        again = np.asarray(Image.fromarray(large).resize((32, 32), Image.Resampling.BICUBIC))
         assert np.abs(small.astype(int) - again).max() <= 1
 
 
@@ -64,12 +65,42 @@ def test_areas_fall_back_to_the_centre_where_none_fits():
     assert random_area(10, 1000, (0.9, 1.0), (3 / 4, 4 / 3), rng) == (0, 493, 10, 13)
 
 
-@pytest.mark.parametrize("size", [20, 96])
-def test_resize_agrees_with_pillow_on_smooth_images(size):
-    smooth = np.asarray(Image.fromarray(picture(6, 6)).resize((60, 60), Image.Resampling.BICUBIC))
-    reference = np.asarray(Image.fromarray(smooth).resize((size, size), Image.Resampling.BICUBIC)).astype(int)
-    inner = slice(4, -4)
-    assert np.abs(resize(smooth, size).astype(int) - reference)[inner, inner].mean() < 2.5
+@pytest.mark.parametrize("sides", [(60, 60), (50, 77), (13, 200)])
+@pytest.mark.parametrize("size", [20, 60, 96])
+def test_resize_is_that_of_pillow(sides, size):
+    image = picture(*sides)
+    reference = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(resize(image, size).astype(int) - reference).max() <= 1
+
+
+@pytest.mark.parametrize(("mirrored", "upside_down"), [(False, False), (True, False), (False, True), (True, True)])
+def test_an_area_is_cut_and_turned(mirrored, upside_down):
+    image = picture(40, 50)
+    crop = Area(5, 7, 16, 16, mirrored, upside_down, 16).cut(image, 40, 50)
+    assert np.array_equal(crop, image[5:21, 7:23][:: -1 if upside_down else 1, :: -1 if mirrored else 1])
+
+
+@pytest.mark.parametrize(
+    ("sides", "factor"), [((63, 500), 1), ((64, 64), 2), ((127, 300), 2), ((128, 128), 4), ((600, 600), 8)]
+)
+def test_an_image_is_shrunk_as_far_as_its_smallest_crop_allows(sides, factor):
+    areas = [Area(0, 0, *sides, False, False, 32), Area(0, 0, 2000, 2000, False, False, 32)]
+    assert shrinkage(areas) == factor
+
+
+def test_crops_of_a_shrunk_image_are_nearly_those_of_the_whole():
+    image = np.asarray(Image.fromarray(data.astronaut()).resize((640, 480), Image.Resampling.BICUBIC))
+    plain = Crops(
+        global_size=48, local_size=24, local_count=4, colour_jitter=0, greyscale=0, blur=(0, 0, 0), solarise=0
+    )
+    make, sizes = MultiCrop(plain), plain.sizes()[0]
+    areas = make.areas(480, 640, np.random.default_rng(5), sizes)
+    factor = shrinkage(areas)
+    assert factor > 1
+    small = np.asarray(Image.fromarray(image).resize((640 // factor, 480 // factor), Image.Resampling.BOX))
+    whole, shrunk = (make.views(each, (480, 640), areas, np.random.default_rng(6), sizes) for each in (image, small))
+    for ours, theirs in ((whole.global_, shrunk.global_), (whole.local, shrunk.local)):
+        assert np.abs(ours.astype(int) - theirs).mean() < 8  # borders are rounded to the smaller image's pixels
 
 
 class Fixed:
@@ -97,10 +128,12 @@ class Fixed:
     ids=["brightness", "contrast", "saturation", "hue", "hue back"],
 )
 def test_colour_jitter_follows_its_definition(drawn, expected):
-    image = picture(5, 6, seed=3).astype(np.float32)
+    image = picture(5, 6, seed=3)
     mean = np.mean([grey(pixel / 255) for pixel in image.reshape(-1, 3)])
     wanted = [[255 * min(max(c, 0), 1) for c in expected(list(p / 255), mean)] for p in image.reshape(-1, 3)]
-    assert np.allclose(colour_jitter(image, Fixed(*drawn)).reshape(-1, 3), wanted, atol=0.02)
+    # hue and saturation go through one of 256 levels, as in Pillow, whose own differences reach 14 and 1.2 on average
+    differences = np.abs(colour_jitter(image, Fixed(*drawn)).reshape(-1, 3).astype(float) - wanted)
+    assert differences.mean() < 1.2 and differences.max() < 12
 
 
 def grey(rgb):

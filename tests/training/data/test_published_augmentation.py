@@ -78,16 +78,12 @@ def test_areas(published, name, scale):
 
 
 def test_cropped_resized_and_flipped(published):
-    """With bicubic antialiased resizing on their side and area averaging on ours, detail may differ a little."""
     plain = Crops(global_size=32, local_count=0, colour_jitter=0, greyscale=0, blur=(0, 0, 0), solarise=0)
     rng, make = np.random.default_rng(3), MultiCrop(plain)
     ours = np.concatenate([[describe(view) for view in make(picture(), rng).global_] for _ in range(DRAWS // 2)])
     theirs = published["cropped"]
     for number, name in enumerate(NAMES):
-        if name == "detail":
-            assert np.median(ours[:, number]) == pytest.approx(np.median(theirs[:, number]), rel=0.1)
-        else:
-            assert ks_2samp(ours[:, number], theirs[:, number]).pvalue > LIKELY, name
+        assert ks_2samp(ours[:, number], theirs[:, number]).pvalue > LIKELY, name
 
 
 def test_another_blur_would_be_seen(published):
