@@ -46,59 +46,76 @@ def main(argv: list[str]) -> int:
     """Run the command ``argv`` and return its exit status (128 + signal where a signal ended it)."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    launcher = os.environ.get(WATCH_VARIABLE) or process_identity(os.getppid())
-    alone = os.getppid() == 0  # the first process of a container, which nothing here has launched
-    stop_at: float | None = None
-
-    def stop(signum: int, frame: object) -> None:
-        nonlocal stop_at
-        stop_at = stop_at or time.monotonic() + GRACE_SECONDS
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    watch = _Watch()
     verdict = os.environ.get(VERDICT_VARIABLE)
     if verdict and os.path.exists(verdict):
         return 0
-    store = _Store(os.environ.get(STORE_VARIABLE))
-    while not store.answered:
-        if stop_at is not None or store.silence() > STORE_START_SECONDS or not (alone or _alive(launcher)):
-            return CUT_OFF
-        time.sleep(POLL_SECONDS)
+    if not watch.store_is_up():
+        return CUT_OFF
     child = subprocess.Popen(argv, preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
-    told = cut_off = False
-    while child.poll() is None:
-        if not (alone or _alive(launcher)):
-            break
-        if store.silence() > CUT_OFF_SECONDS:
-            print(
-                f"the store {store.endpoint} has not answered for {CUT_OFF_SECONDS:.0f} s", file=sys.stderr, flush=True
-            )
-            cut_off = True
-            break
-        if stop_at is not None and not told:
-            child.terminate()
-            told = True
-        if stop_at is not None and time.monotonic() > stop_at:
-            break
-        try:
-            child.wait(POLL_SECONDS)
-        except subprocess.TimeoutExpired:
-            continue
+    cut_off = watch.until_it_ends(child)
     kill_descendants()
     status = child.wait()
     if cut_off:
         return CUT_OFF
     status = status if status >= 0 else 128 - status
-    if verdict and status and stop_at is None:
+    if verdict and status and not watch.told_to_stop:
         _pronounce(verdict, status)
         status = 0
-    if store.endpoint and status == 0:
-        job_is_done(store.endpoint)
+    if watch.store.endpoint and status == 0:
+        job_is_done(watch.store.endpoint)
     return status
 
 
-def _alive(launcher: str | None) -> bool:
-    return launcher is not None and is_alive(launcher)
+class _Watch:
+    """Looks after the launcher, the store and the signals of this process."""
+
+    def __init__(self) -> None:
+        self._launcher = os.environ.get(WATCH_VARIABLE) or process_identity(os.getppid())
+        self._alone = os.getppid() == 0  # the first process of a container, which nothing here has launched
+        self._stop_at: float | None = None
+        self.store = _Store(os.environ.get(STORE_VARIABLE))
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+
+    def _stop(self, signum: int, frame: object) -> None:
+        self._stop_at = self._stop_at or time.monotonic() + GRACE_SECONDS
+
+    @property
+    def told_to_stop(self) -> bool:
+        """Whether a signal has asked for the end."""
+        return self._stop_at is not None
+
+    def _launcher_lives(self) -> bool:
+        return self._alone or (self._launcher is not None and is_alive(self._launcher))
+
+    def store_is_up(self) -> bool:
+        """Wait for the store's first answer; False where it stays away or nobody needs it any more."""
+        while not self.store.answered:
+            if self.told_to_stop or not self._launcher_lives() or self.store.silence() > STORE_START_SECONDS:
+                return False
+            time.sleep(POLL_SECONDS)
+        return True
+
+    def until_it_ends(self, child: subprocess.Popen[bytes]) -> bool:
+        """Return when ``child`` has ended or has to be ended; whether that is because the store is out of reach."""
+        passed_on = False
+        while child.poll() is None and self._launcher_lives():
+            if self.store.silence() > CUT_OFF_SECONDS:
+                told = f"no answer from the store {self.store.endpoint} for {CUT_OFF_SECONDS:.0f} s"
+                print(told, file=sys.stderr, flush=True)
+                return True
+            if self._stop_at is not None:
+                if not passed_on:
+                    child.terminate()
+                    passed_on = True
+                if time.monotonic() > self._stop_at:
+                    break
+            try:
+                child.wait(POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                continue
+        return False
 
 
 def _pronounce(verdict: str, status: int) -> None:

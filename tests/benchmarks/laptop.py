@@ -13,6 +13,7 @@ import argparse
 import csv
 import gzip
 import json
+import math
 import os
 import subprocess
 import sys
@@ -68,16 +69,27 @@ def train(dataset: Path, run: Path, settings: list[str], processes: int) -> None
     subprocess.run(command, cwd=REPOSITORY, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
+def minutes(run: Path) -> dict[int, float]:
+    """Minutes of training after so many steps, times between a kill and its resumption left out."""
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    times = [(row["step"] + 1, row["time"]) for row in rows if "loss" in row]
+    found: dict[int, float] = {0: 0.0}
+    starts = [event for event in events if event["event"] in ("started", "resumed")]
+    for start, following in zip(starts, [*starts[1:], None], strict=True):
+        before = found[max(step for step in found if step <= start["step"])]
+        last = following["step"] if following else math.inf
+        found |= {s: before + (t - start["time"]) / 60 for s, t in times if start["step"] < s <= last}
+    return found
+
+
 def curve(run: Path, labelled: Path) -> list[tuple[int, float, float]]:
     """(steps, minutes, top-1) of every export."""
     from training.data.evaluation_set import EvaluationSet
     from training.models.interchange import load_export
     from training.probes.knn import KnnProbe
 
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    start = next(event["time"] for event in events if event["event"] == "started")
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    clock = {row["step"] + 1: (row["time"] - start) / 60 for row in rows if "loss" in row}
+    clock = minutes(run)
     found, probe = [], None
     for export in sorted((run / "export").glob("step-*")):
         model, preprocessing = load_export(export)
