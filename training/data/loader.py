@@ -108,7 +108,7 @@ class CropDataset(Dataset):
             try:
                 views = self._views(self.shards.read(number), step, slot)
             except UserError as error:
-                unreadable.append(f"{self.shards.keys[number]}: {error}")
+                unreadable.append(f"{self.shards.key(number)}: {error}")
             else:
                 return step, views, unreadable
         raise UserError(f"{self.shards.folder}: {REPLACEMENTS} images in a row cannot be read, first {unreadable[0]}")

@@ -14,6 +14,8 @@ from foundry.errors import UserError
 from foundry.storage import filesystem, is_local, local_path
 
 SCHEMA = 1
+OPEN_SHARDS = 256
+"""Files that a process keeps open; the one opened first is closed for another."""
 
 
 class ShardDataset:
@@ -44,11 +46,14 @@ class ShardDataset:
             table = parquet.read_table(path, columns=columns, filesystem=system)
         if table.num_rows == 0:
             raise UserError(f"{self.folder}: the dataset holds no image")
-        self.keys: list[str] = table["key"].to_pylist()
-        shards = table["shard"].to_pylist()
-        self.shards = sorted(set(shards))
+        # columns stay Arrow and NumPy arrays: a million Python strings would be copied into every loader worker
+        self._keys = table["key"]
+        named = table["shard"].dictionary_encode().unify_dictionaries()
+        names: list[str] = named.chunk(0).dictionary.to_pylist()
+        self.shards = sorted(names)
         position = {name: number for number, name in enumerate(self.shards)}
-        self._shard = np.array([position[name] for name in shards], dtype=np.int32)
+        places = np.array([position[name] for name in names], dtype=np.int32)
+        self._shard = places[np.concatenate([chunk.indices.to_numpy() for chunk in named.chunks])]
         self._offset = table["offset"].to_numpy().astype(np.int64)
         self._length = table["length"].to_numpy().astype(np.int64)
         self.weights: np.ndarray = table["weight"].to_numpy().astype(np.float64)
@@ -61,7 +66,11 @@ class ShardDataset:
             self._cache = ShardCache(cache / self.digest, kept)
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self._offset)
+
+    def key(self, index: int) -> str:
+        """The name of image ``index``."""
+        return self._keys[index].as_py()
 
     def read(self, index: int) -> bytes:
         """The encoded bytes of image ``index``. Raises :class:`UserError` where the shard is short."""
@@ -72,7 +81,7 @@ class ShardDataset:
             return found
         data = self._range(shard, offset, length)
         if len(data) != length:
-            raise UserError(f"{self._name(shard)}: ends before image '{self.keys[index]}' does; the shard is damaged")
+            raise UserError(f"{self._name(shard)}: ends before image '{self.key(index)}' does; the shard is damaged")
         if self._cache is not None:
             self._cache.write(index, shard, offset, data)
         return data
@@ -87,6 +96,8 @@ class ShardDataset:
                 self._system, _ = filesystem(self.folder)
             return self._system.cat_file(self._name(shard), start=offset, end=offset + length)
         if shard not in self._handles:
+            if len(self._handles) == OPEN_SHARDS:
+                os.close(self._handles.pop(next(iter(self._handles))))
             path = local_path(self._name(shard))
             try:
                 self._handles[shard] = os.open(path, os.O_RDONLY)
@@ -153,7 +164,6 @@ class JointDataset:
     def __init__(self, parts: Sequence[ShardDataset]) -> None:
         self.parts = list(parts)
         self._starts = np.cumsum([0, *(len(part) for part in self.parts)])
-        self.keys = [key for part in self.parts for key in part.keys]
         self.weights = np.concatenate([part.weights for part in self.parts])
         self.folder = " + ".join(part.folder for part in self.parts)
         self.digest = "+".join(part.digest for part in self.parts)
@@ -161,10 +171,19 @@ class JointDataset:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    def key(self, index: int) -> str:
+        """The name of image ``index``."""
+        part, own = self._place(index)
+        return part.key(own)
+
     def read(self, index: int) -> bytes:
         """The encoded bytes of image ``index``."""
+        part, own = self._place(index)
+        return part.read(own)
+
+    def _place(self, index: int) -> tuple[ShardDataset, int]:
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self.parts[part].read(index - int(self._starts[part]))
+        return self.parts[part], index - int(self._starts[part])
 
     def members(self, part: int) -> np.ndarray:
         """The numbers of the images of dataset ``part``, (n,) int64."""

@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import fsspec
@@ -5,14 +6,24 @@ import pytest
 
 from foundry.errors import UserError
 from tests.training.curated import encoded, write_dataset
+from training.data import shards
 from training.data.shards import JointDataset, ShardDataset
 
 
 def test_reads_each_image_by_its_byte_range(tmp_path):
     dataset = ShardDataset(str(write_dataset(tmp_path / "d", count=7)))
     assert len(dataset) == 7
-    for index, key in enumerate(dataset.keys):
-        assert dataset.read(index) == encoded(int(key.removeprefix("image")))
+    for index in range(7):
+        assert dataset.read(index) == encoded(int(dataset.key(index).removeprefix("image")))
+
+
+def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "OPEN_SHARDS", 3)
+    dataset = ShardDataset(str(write_dataset(tmp_path / "d", count=20, shards=10)))
+    before = len(os.listdir("/proc/self/fd"))
+    for index in [*range(20), *range(20)]:
+        assert dataset.read(index) == encoded(int(dataset.key(index).removeprefix("image")))
+    assert len(os.listdir("/proc/self/fd")) == before + 3
 
 
 def test_reads_from_an_object_store_and_after_pickling(tmp_path):
