@@ -20,6 +20,7 @@ from training.data.masks import step_masks
 from training.data.randomness import Purpose, stream
 from training.data.sampler import MixedOrders, OneOrder, Order, Steps, StepSampler
 from training.data.shards import Images
+from training.objectives.ibot import mask_weights
 from training.recipe import CropSizes, Recipe
 
 
@@ -35,8 +36,26 @@ class Batch:
     local: torch.Tensor
     gram: torch.Tensor
     masks: torch.Tensor
+    masked: torch.Tensor
+    """(n,) int64 places of the masked patches among the 2B * N, found here so that no device has to be waited for."""
+    mask_weights: torch.Tensor
+    """(n,) float32, 1 / masked patches of the same crop."""
     unreadable: tuple[str, ...] = ()
     """What is wrong with images that could not be read and were replaced by others."""
+
+    @classmethod
+    def of(
+        cls,
+        step: int,
+        global_: torch.Tensor,
+        local: torch.Tensor,
+        gram: torch.Tensor,
+        masks: torch.Tensor,
+        unreadable: tuple[str, ...] = (),
+    ) -> Batch:
+        """A batch in the memory of this process, with what follows from its masks."""
+        masked = masks.flatten().nonzero().squeeze(1)
+        return cls(step, global_, local, gram, masks, masked, mask_weights(masks), unreadable)
 
     def parts(self, count: int) -> list[Batch]:
         """The batch in ``count`` parts of consecutive images, sizes within 1, each crop-major too."""
@@ -51,7 +70,7 @@ class Batch:
             return [part.flatten(0, 1) for part in by_crop.tensor_split(count, dim=1)]
 
         pieces = zip(*map(split, (self.global_, self.local, self.gram, self.masks)), strict=True)
-        return [Batch(self.step, *piece) for piece in pieces]
+        return [Batch.of(self.step, *piece) for piece in pieces]
 
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``."""
@@ -70,6 +89,8 @@ class Batch:
             local=change(self.local),
             gram=change(self.gram),
             masks=change(self.masks),
+            masked=change(self.masked),
+            mask_weights=change(self.mask_weights),
         )
 
 
@@ -138,7 +159,7 @@ class Collate:
 
         grid = sizes_at(self.recipe, step).global_size // self.stride
         masks = step_masks(self.recipe.masks, self.recipe.batch, self.slots, grid, self.recipe.seed, step)
-        return Batch(
+        return Batch.of(
             step,
             crop_major([view.global_ for view in views]),
             crop_major([view.local for view in views]),

@@ -208,7 +208,7 @@ class Trainer:
                 waited = time.perf_counter() - waiting
                 for problem in batch.unreadable:
                     self.journal.own_event("unreadable-image", batch.step, f"{problem}; another image took its place")
-                values = self._step(batch.step, batch.to(self.device))
+                values = self._step(batch.step, batch)
                 seconds = time.perf_counter() - waiting
                 if values:
                     values |= {
@@ -227,7 +227,8 @@ class Trainer:
         """One optimiser step; numbers for the log where one is due (empty otherwise)."""
         recipe = self.recipe
         logged = self._due(step, recipe.cadence.log)
-        views = [Views(part, recipe.crops, self.scale) for part in batch.parts(recipe.accumulate)]
+        parts_of_batch = [part.to(self.device) for part in batch.parts(recipe.accumulate)]
+        views = [Views(part, recipe.crops, self.scale) for part in parts_of_batch]
         draws = [
             StepDraws.for_images(recipe.seed, step, slots, recipe.batch, (2, recipe.crops.local_count))
             for slots in parts_of(self.slots, recipe.accumulate)

@@ -19,7 +19,6 @@ from training.models.architectures import Architecture, ViTConfig, architecture
 from training.models.build import Backbone, build_backbone
 from training.models.interchange import inflate_channels, load_hugging_face, load_official
 from training.objectives.gram import resize_patch_map
-from training.objectives.ibot import mask_weights
 from training.objectives.targets import SoftmaxCentering, sinkhorn_knopp
 from training.recipe import Recipe, load_recipe
 
@@ -46,7 +45,7 @@ class Teacher:
         Assignments are made over all parts of all processes together.
         """
         temperature = self.recipe.teacher.temperature.at(step, self.recipe.steps)
-        masked = [part.batch.masks.flatten().nonzero().squeeze(1) for part in views]
+        masked = [part.batch.masked for part in views]
         patchwise = bool(self.recipe.losses.ibot)
         outputs = [
             self.network([part.global_crops()], None, wanted if patchwise else None)
@@ -62,7 +61,7 @@ class Teacher:
                 of_images.unflatten(0, (2, -1)),
                 of_patches,
                 wanted,
-                mask_weights(part.batch.masks),
+                part.batch.mask_weights,
                 part.batch.masks if self.hides and patchwise else None,
                 self._gram_features(part, output.features[0]["patches"].shape[1]),
             )

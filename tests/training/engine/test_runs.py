@@ -81,15 +81,27 @@ def test_killed_run_resumes_and_ends_bit_for_bit_the_same(data, tmp_path, proces
     assert not list((run / "checkpoints").glob(".*"))
 
 
-def test_shards_of_two_processes_are_resumed_by_one(data, tmp_path):
-    plain = write_recipe(tmp_path / "plain.yaml", steps=16)
-    train(1, plain, data, tmp_path / "whole")
-    sharded = write_recipe(tmp_path / "sharded.yaml", steps=16, parallel="fsdp")
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """Losses of a run of 16 steps by one process."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(1, write_recipe(folder / "recipe.yaml", steps=16), data, folder / "run")
+    return losses(folder / "run")
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [((2, "fsdp"), (1, "auto")), ((2, "fsdp"), (3, "fsdp")), ((1, "auto"), (2, "fsdp"))], ids=str
+)
+def test_a_checkpoint_is_resumed_by_any_number_of_processes(data, whole, tmp_path, first, then):
+    recipes = [
+        write_recipe(tmp_path / f"{place}.yaml", steps=16, parallel=parallel)
+        for place, (_, parallel) in enumerate((first, then))
+    ]
     run = tmp_path / "run"
-    killed_at(8, 2, run, "--recipe", sharded, "--data", data, "--output", run)
-    train(1, plain, data, run)
+    killed_at(8, first[0], run, "--recipe", recipes[0], "--data", data, "--output", run)
+    train(then[0], recipes[1], data, run)
     assert events(run) == ["started", "resumed", "finished"]
-    np.testing.assert_allclose(losses(run), losses(tmp_path / "whole"), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(losses(run), whole, rtol=1e-5, atol=1e-6)
 
 
 def test_finished_run_started_again_changes_nothing(data, unbroken):
