@@ -2,7 +2,7 @@
 
     python tests/benchmarks/peer.py --peer PYTHON --images DIR [--objective dino] [--precision fp32] [--rounds 10]
 
-``PYTHON`` is the interpreter of an environment made from tests/benchmarks/peer.txt; LightlyTrain is used as a black box.
+``PYTHON`` is the interpreter of an environment made from tests/benchmarks/peer.txt; LightlyTrain is a black box here.
 ``DIR`` holds small JPEG images. DINO: ViT-Ti of patch 4, head 2048-256-1024, batch 64. DINOv2: ViT-S of
 patch 4, one head 2048-256-65536, batch 16. Both with 2 crops of 32 pixels and 6 of 16, softmax centring, no loader
 worker, and as many threads as there are cores. The last line is one JSON object: images a second, the median ratio
