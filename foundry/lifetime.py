@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 WATCH_VARIABLE = "FOUNDRY_WATCH_PROCESS"
 """Environment variable 'pid:start-ticks' of the process whose death must end the reader too."""
+LOST_VARIABLE = "FOUNDRY_LOST_SECONDS"
+"""Environment variable: after how many seconds of silence training counts a process of another host as lost."""
 
 
 def process_identity(pid: int) -> str | None:

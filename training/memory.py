@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from foundry.errors import UserError
+from training.engine.learner import build_network
 from training.models.architectures import architecture
-from training.models.build import build_backbone, build_head
-from training.recipe import Head, Recipe
+from training.recipe import Recipe
 
 FLOAT = 4
 CHUNK = 1 << 24
@@ -47,29 +47,11 @@ def parameters(recipe: Recipe) -> tuple[int, int]:
     """
     if recipe.model is None:
         raise UserError(f"recipe {recipe.name}: names no model; give one, as model: {{arch: NAME}}")
-    spec = architecture(recipe.model)
-    backbone = build_backbone(spec, device="meta")
-    dim = spec.dim
-    heads = [recipe.heads.dino] if recipe.heads.shared else [recipe.heads.dino, recipe.heads.ibot]
-    sizes = [_head_parameters(dim, head) for head in heads]
-    total = sum(parameter.numel() for parameter in backbone.parameters()) + sum(sizes)
-    fixed = sum(head.prototypes for head in heads if head.weight_norm and not head.trainable_gain)
+    network = build_network(architecture(recipe.model), recipe.heads, recipe.seed, "meta")
     if not recipe.losses.ibot and not recipe.heads.shared:
-        fixed += sizes[1]
-    return total, total - fixed
-
-
-def _head_parameters(dim: int, head: Head) -> int:
-    made = build_head(
-        dim,
-        head.hidden,
-        head.bottleneck,
-        head.prototypes,
-        layers=head.layers,
-        weight_norm=head.weight_norm,
-        device="meta",
-    )
-    return sum(parameter.numel() for parameter in made.parameters())
+        network.ibot_head.requires_grad_(False)
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
 
 
 def memory(recipe: Recipe, processes: int = 1, masked: int | None = None) -> Memory:

@@ -21,8 +21,7 @@ import threading
 import time
 
 from components.common.processes import kill_descendants
-from components.common.rendezvous import job_is_done, reachable
-from components.common.training_app import STORE_VARIABLE
+from components.common.rendezvous import STORE_VARIABLE, job_is_done, reachable
 from foundry.errors import ERROR_FILE_VARIABLE
 from foundry.lifetime import WATCH_VARIABLE, is_alive, process_identity
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 MARK_VARIABLE = "FOUNDRY_JOB"
@@ -29,23 +31,20 @@ def marked_processes(mark: str) -> list[int]:
 
 def end_processes(mark: str) -> None:
     """SIGKILL every process that carries ``mark``, until none is left."""
-    while found := marked_processes(mark):
-        for pid in found:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        time.sleep(0.02)
+    kill_all(lambda: marked_processes(mark))
 
 
 def kill_descendants() -> None:
     """SIGKILL every process below this one, until none is left."""
-    while alive := descendants(os.getpid()):
-        for pid in alive:
-            try:
+    kill_all(lambda: descendants(os.getpid()))
+
+
+def kill_all(find: Callable[[], list[int]]) -> None:
+    """SIGKILL every process that ``find`` names, until it names none."""
+    while found := find():
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         time.sleep(0.01)
 
 

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
+STORE_VARIABLE = "FOUNDRY_STORE"
+"""Environment variable 'host:port' of the meeting point, which the guard of a node watches."""
 _DONE = "dino-foundry/done"
 GRACE_SECONDS = 5.0
 """How long the store outlives the first node that is done, so that the others can end in peace."""

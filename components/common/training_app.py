@@ -17,15 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from components.common.rendezvous import STORE_VARIABLE
+from foundry.lifetime import LOST_VARIABLE
+
 if TYPE_CHECKING:
     from torchx.specs import AppDef, Resource
 
 STORE_PORT = 29400
 """Of the meeting point, where each pod has an address of its own."""
-STORE_VARIABLE = "FOUNDRY_STORE"
-"""Environment variable 'host:port' of the meeting point, which the guard watches."""
-LOST_VARIABLE = "FOUNDRY_LOST_SECONDS"
-"""Environment variable: after how many seconds of silence training counts a process of another host as lost."""
 LOST_SECONDS = 25
 """TCP resends at 0.2, 0.6, 1.4, 3, 6.2 and 12.6 s: a cut of 8 s is over for a connection only at the last of these, and
 must not count as a loss."""
@@ -79,7 +78,7 @@ def training_app(
     image: str = "",
     resource: Resource | None = None,
 ) -> AppDef:
-    """``job`` for any TorchX scheduler.
+    """``job`` for any TorchX scheduler. ``environment``: all variables of its processes, ``job.environment`` included.
 
     ``port`` and ``host``: where the meeting point listens. ``resource``: of one node; the store takes next to none.
     """
@@ -112,13 +111,12 @@ def training_app(
         script = f'export {STORE_VARIABLE}="{endpoint}"; {script}'
     # TorchX fills in its macros by string.Template, in which "$$" is a dollar sign
     script = script.replace("$", "$$").replace(_RANK0, macros.rank0_env).replace(_APP_ID, macros.app_id)
-    shared = dict(environment)
     trainer = specs.Role(
         name="train",
         image=image,
         entrypoint="bash",
         args=["-c", script],
-        env=shared,
+        env=dict(environment),
         num_replicas=job.nodes,
         min_replicas=least if several else None,
         retry_policy=specs.RetryPolicy.REPLICA,
@@ -127,11 +125,10 @@ def training_app(
     if not several:
         return specs.AppDef(name=job.name, roles=[trainer])
     trainer.env = {
-        **shared,
+        **environment,
         # a store of the trainers' own for each meeting: torch keeps the first one's address, whoever has left since
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         LOST_VARIABLE: str(LOST_SECONDS),
-        **job.environment,
     }
     store = specs.Role(
         name="store",
@@ -139,7 +136,7 @@ def training_app(
         entrypoint=python,
         args=["-m", "components.common.guard", python, "-m", "components.common.rendezvous"]
         + ["--host", host, "--port", str(port)],
-        env=shared,
+        env=dict(environment),
         num_replicas=1,
         port_map={"store": port},
         retry_policy=specs.RetryPolicy.REPLICA,

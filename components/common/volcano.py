@@ -50,6 +50,7 @@ def volcano_job(job: TrainingJob, cluster: Cluster) -> AppDryRunInfo[Any]:
 
         logs = PurePosixPath(job.output) / "logs"
         environment = {
+            **job.environment,
             VERDICT_VARIABLE: str(logs / f"{macros.app_id}.failed"),
             ERROR_FILE_VARIABLE: str(logs / f"{macros.app_id}.error"),
         }

@@ -101,17 +101,14 @@ def inspect_image(data: bytes, limits: DecodeLimits = DEFAULT_LIMITS) -> ImageHe
     name = _admit(data, limits)
     with only_image_errors(name, data):
         opened = _open(name, data, limits)
-        width, height = opened.image.size
-        orientation = opened.orientation
-        if swaps_sides(orientation) and name != "tiff":
-            width, height = height, width
+        encoded = EncodedImage(opened)
         if name in ("gif", "tiff"):
             frames = structure.count_frames(name, data, limits.max_frames)
         elif name in ("png", "webp", "avif"):
             frames = min(int(opened.image.n_frames), limits.max_frames)
         else:
             frames = 1
-        return ImageHeader(name, width, height, opened.image.mode, frames, orientation)
+        return ImageHeader(name, encoded.width, encoded.height, opened.image.mode, frames, opened.orientation)
 
 
 def _admit(data: bytes, limits: DecodeLimits) -> str:

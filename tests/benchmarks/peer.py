@@ -23,6 +23,10 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from tests.benchmarks.ratios import ratio_of_rounds  # noqa: E402
+
 BATCH = {"dino": 64, "dinov2": 16}
 PLAIN = {"arch": "vit", "patch_size": 4, "registers": 0, "position": "learned", "position_grid": 8, "key_bias": True}
 COMMON = {
@@ -130,8 +134,6 @@ def main(arguments: list[str]) -> int:
         for process in running.values():
             process.communicate()
     rates = {kind: options.turn * batch / np.array(each) for kind, each in seconds.items()}
-    ratios = rates["ours"] / rates["theirs"]
-    resampled = np.median(np.random.default_rng(0).choice(ratios, (2000, len(ratios))), axis=1)
     result = {
         "benchmark": "peer",
         "objective": options.objective,
@@ -139,8 +141,7 @@ def main(arguments: list[str]) -> int:
         "rounds": options.rounds,
         "ours_images_per_second": round(float(np.median(rates["ours"])), 2),
         "theirs_images_per_second": round(float(np.median(rates["theirs"])), 2),
-        "ratio": round(float(np.median(ratios)), 3),
-        "interval": [round(float(edge), 3) for edge in np.quantile(resampled, (0.025, 0.975))],
+        **ratio_of_rounds(rates["ours"], rates["theirs"], digits=3),
     }
     print(json.dumps(result))
     return 0

@@ -23,6 +23,10 @@ from pathlib import Path
 import numpy as np
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY))
+
+from tests.benchmarks.ratios import ratio_of_rounds  # noqa: E402
+
 REFERENCE = Path(sys.prefix) / "reference"
 IMAGES = 12
 
@@ -145,16 +149,14 @@ def main(arguments: list[str]) -> int:
             seconds[kind].append(float(process.stdout.readline()))
     for process in running.values():
         process.communicate()
-    ratios = np.array(seconds["theirs"]) / np.array(seconds["ours"])
-    resampled = np.median(np.random.default_rng(0).choice(ratios, (2000, len(ratios))), axis=1)
+    rates = {kind: 1 / np.array(each) for kind, each in seconds.items()}
     result = {
         "benchmark": "views",
         "side": options.side,
         "rounds": options.rounds,
-        "ours_images_per_second": round(1 / float(np.median(seconds["ours"])), 1),
-        "torchvision_images_per_second": round(1 / float(np.median(seconds["theirs"])), 1),
-        "ratio": round(float(np.median(ratios)), 2),
-        "interval": [round(float(edge), 2) for edge in np.quantile(resampled, (0.025, 0.975))],
+        "ours_images_per_second": round(float(np.median(rates["ours"])), 1),
+        "torchvision_images_per_second": round(float(np.median(rates["theirs"])), 1),
+        **ratio_of_rounds(rates["ours"], rates["theirs"]),
     }
     print(json.dumps(result))
     return 0

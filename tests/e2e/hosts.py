@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 from torchx.specs import AppDef, Role, macros
+
+from components.common.processes import kill_all
 
 BRIDGE = 254
 """Last part of the bridge's address, at which the store listens: a machine of its own."""
 
 
-def can_make_hosts() -> str:
-    """Why this machine cannot have network namespaces; empty where it can."""
+def why_no_hosts() -> str:
+    """What keeps this machine from having network namespaces; empty where nothing does."""
     if os.geteuid() != 0:
         return "making network namespaces takes root"
-    try:
-        made = subprocess.run(["ip", "netns", "add", "foundry-probe"], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return "ip (iproute2) is not installed"
-    subprocess.run(["ip", "netns", "del", "foundry-probe"], capture_output=True, check=False)
-    return made.stderr.strip()
+    if shutil.which("ip") is None:
+        return "the command ip is missing (apt-get install iproute2)"
+    name = f"foundry-probe-{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+    return f"the kernel refuses network namespaces: {made.stderr.strip()}" if made.returncode else ""
 
 
 def _ip(*arguments: str) -> None:
@@ -140,13 +142,7 @@ class Hosts:
 
     def kill(self, host: int) -> None:
         """The host loses its power: no process of it gets another instruction."""
-        while pids := self.pids(host):
-            for pid in pids:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-            time.sleep(0.02)
+        kill_all(lambda: self.pids(host))
 
     def cut(self, host: int) -> None:
         """Unplug the host's network cable."""

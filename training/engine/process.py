@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from foundry.errors import UserError
+from foundry.lifetime import LOST_VARIABLE
 from training.engine.pulse import Pulse
 
 
@@ -45,10 +46,6 @@ def own_run_folder(folder: Path, wait_seconds: float = 30.0) -> int:
                 os.close(handle)
                 raise UserError(f"{folder}: another training run is using this folder") from None
             time.sleep(0.2)
-
-
-LOST_VARIABLE = "FOUNDRY_LOST_SECONDS"
-"""Environment variable: after how many seconds of silence a process of another host counts as lost."""
 
 
 @contextlib.contextmanager
