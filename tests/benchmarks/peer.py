@@ -106,7 +106,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         dataset = curate(options.images, folder / "dataset")
-        theirs = [options.peer, str(HERE / "peer_side.py"), *chosen, "--batch", str(batch)]
+        theirs = [options.peer, str(HERE / "peer_side.py"), "turns", *chosen, "--batch", str(batch)]
         commands = {
             "ours": [sys.executable, __file__, *chosen, "--ours", str(dataset), str(folder / "ours")],
             "theirs": [*theirs, "--images", str(options.images), "--out", str(folder / "theirs")],

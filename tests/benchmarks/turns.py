@@ -1,9 +1,16 @@
-"""Two trainings in turns: each works only while the other waits. For benchmarks; runs in any environment with torch."""
+"""The clock of trainings in other processes. For benchmarks; runs in any environment with torch."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+
+
+def _after_each_step(call: object) -> None:
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    register_optimizer_step_post_hook(call)  # type: ignore[arg-type]
 
 
 class Turns:
@@ -13,10 +20,8 @@ class Turns:
     """
 
     def __init__(self, steps: int) -> None:
-        from torch.optim.optimizer import register_optimizer_step_post_hook
-
         self.steps, self._done, self._begun = steps, 0, time.perf_counter()
-        register_optimizer_step_post_hook(self._stepped)
+        _after_each_step(self._stepped)
 
     def _stepped(self, *_: object) -> None:
         self._done += 1
@@ -25,7 +30,23 @@ class Turns:
         sys.__stdout__.write(f"TURN {time.perf_counter() - self._begun}\n")
         sys.__stdout__.flush()
         if not sys.stdin.readline():
-            import os
-
             os._exit(0)
         self._begun = time.perf_counter()
+
+
+def report_steps(limit: int = 0) -> None:
+    """Write ``STEP n seconds`` to stdout after every optimiser step, by the machine's monotonic clock.
+
+    ``limit``: end the process after so many steps (0: never).
+    """
+    done = 0
+
+    def stepped(*_: object) -> None:
+        nonlocal done
+        done += 1
+        sys.__stdout__.write(f"STEP {done} {time.monotonic()}\n")
+        sys.__stdout__.flush()
+        if done == limit:
+            os._exit(0)
+
+    _after_each_step(stepped)
