@@ -340,8 +340,10 @@ class Recipe(Settings):
     teacher: Teacher = Teacher()
     cadence: Cadence = Cadence()
     guards: Guards = Guards()
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Data type of the forward and backward matrix products; master weights and losses stay fp32."""
+    precision: Literal["fp32", "bf16", "bf16-emulated"] = "fp32"
+    """Data type of the forward and backward matrix products; master weights and losses stay fp32. bf16: where every
+    process has arithmetic for it, otherwise fp32, which is several times faster than emulating it. bf16-emulated: bf16
+    everywhere."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """ddp: every process holds the whole network. fsdp: parameters, gradients, averages and optimiser state are divided
     among the processes (FSDP2). auto: ddp."""

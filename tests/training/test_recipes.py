@@ -64,6 +64,8 @@ def shrunk(recipe: Recipe) -> Recipe:
     }.items():
         values[name] = {**values[name], **change}
     values |= {"steps": 2, "batch": 8, "device": "cpu", "workers": 0, "compile": False, "export_size": 0}
+    if recipe.precision == "bf16":
+        values["precision"] = "bf16-emulated"
     if recipe.model:
         values["model"] = shrunk_model(recipe.model)
     for student in values["students"]:

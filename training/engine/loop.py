@@ -233,7 +233,7 @@ class Trainer:
             StepDraws.for_images(recipe.seed, step, slots, recipe.batch, (2, recipe.crops.local_count))
             for slots in parts_of(self.slots, recipe.accumulate)
         ]
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.parallel.bf16)
         with autocast:
             targets = self.teacher.targets(views, step)
         parts: dict[str, Tensor] = {}
@@ -322,6 +322,12 @@ class Trainer:
         if checkpoint is None:
             self.journal.cut_after(0)
             self.journal.event("started", 0, self._rate_reason, processes=self.world, dataset=self.images.digest)
+            if self.recipe.precision == "bf16" and not self.parallel.bf16:
+                self.journal.event(
+                    "float32",
+                    0,
+                    "without arithmetic for bfloat16, float32 is faster and is used instead",
+                )
             barrier()
             return 0
         state = self._state(0)

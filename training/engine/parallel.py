@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from training.distributed import rank, world_size
+from training.distributed import max_over_ranks, rank, world_size
+from training.engine.process import has_bf16
 from training.models.blocks import Block
 from training.models.convnext import ConvNeXtBlock
 
@@ -22,11 +23,15 @@ if TYPE_CHECKING:
 
 
 class Parallel:
-    """The way of ``recipe.parallel`` on ``device``, for every network of a run."""
+    """The way of ``recipe.parallel`` on ``device``, for every network of a run.
+
+    ``bf16``: whether matrix products are in bfloat16. Every process makes one.
+    """
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self.device, self.recipe = device, recipe
         self.world = world_size()
+        self.bf16 = recipe.precision == "bf16-emulated" or (recipe.precision == "bf16" and _all_have_bf16(device))
         self.sharded = recipe.parallel == "fsdp" and self.world > 1
         self._mesh: Any = None
         if self.sharded:
@@ -63,7 +68,7 @@ class Parallel:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         policy = MixedPrecisionPolicy()
-        if self.recipe.precision == "bf16":
+        if self.bf16:
             policy = MixedPrecisionPolicy(
                 param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
             )
@@ -105,3 +110,8 @@ class Parallel:
             plain.load_state_dict(merged_state(state, recipe), assign=True)
             plain.to(self.device)
         return plain.eval().requires_grad_(False)
+
+
+def _all_have_bf16(device: torch.device) -> bool:
+    lacks = max_over_ranks(torch.tensor(float(not has_bf16(device)), device=device))
+    return not lacks

@@ -29,6 +29,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether ``device`` multiplies in bfloat16 itself; elsewhere torch emulates it, slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = torch.cpu.get_capabilities()
+    if known.get("architecture") != "x86_64":
+        return True
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
 def own_run_folder(folder: Path, wait_seconds: float = 30.0) -> int:
     """Lock ``folder`` for this process's life; returns the descriptor that holds the lock.
 

@@ -55,6 +55,13 @@ def test_division_never_changes_the_losses(data, whole, tmp_path, processes, cha
     np.testing.assert_allclose(run(data, tmp_path, processes, **changes), whole, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("processes", "changes"), [(2, {}), (2, {"parallel": "fsdp"})], ids=str)
+def test_division_changes_little_in_bfloat16(data, tmp_path, processes, changes):
+    one = run(data, subfolder(tmp_path, "one"), 1, precision="bf16-emulated", steps=6)
+    found = run(data, subfolder(tmp_path, "divided"), processes, precision="bf16-emulated", steps=6, **changes)
+    np.testing.assert_allclose(found, one, rtol=2e-2, atol=2e-2)
+
+
 def test_compiled_blocks_compute_the_same(data, whole, tmp_path):
     found = run(data, tmp_path, 1, compile=True, steps=4)
     np.testing.assert_allclose(found[:3], whole[:3], rtol=1e-4, atol=1e-6)  # another learning rate at the last step
