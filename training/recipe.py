@@ -355,6 +355,9 @@ class Recipe(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: Annotated[int, Field(ge=0)] = 2
     """Loader processes over the whole machine (never changes what is learned)."""
+    distort_on: Literal["auto", "loader", "device"] = "auto"
+    """Who works on the colours of the crops: the loader's processes, or the device. auto: the device where it is a GPU.
+    Both draw the same and agree within a few levels of 255."""
     cache_gib: Annotated[float, Field(ge=0)] = 0.0
     """Local disk for images of datasets that are read over a network; the first ones that fit are kept. 0: none."""
     export_size: Annotated[int, Field(ge=0)] = 0

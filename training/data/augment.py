@@ -1,8 +1,7 @@
 """Multi-crop augmentation (Caron et al. 2021, section 3; Oquab et al. 2023, appendix B) on uint8 images.
 
-Every draw comes from the generator that is passed in. Crops are resized by an antialiased bicubic filter, and colours
-are worked on in uint8, rounded after each operation, both as the published code does on Pillow's images. Sizes are in
-pixels, images (H, W, 3) uint8 RGB.
+Every draw comes from the generator that is passed in. Crops are resized by an antialiased bicubic filter, as the
+published code does on Pillow's images. Sizes are in pixels, images (H, W, 3) uint8 RGB.
 """
 
 from __future__ import annotations
@@ -15,19 +14,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from training.data.distortion import COLUMNS, Distortion
 from training.recipe import Crops, CropSizes
-
-_GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-_SOLARISED = np.where(np.arange(256) >= 128, 255 - np.arange(256), np.arange(256)).astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class Views:
-    """The crops of one image: ``global_`` (2, G, G, 3), ``local`` (L, l, l, 3), ``gram`` (2 or 0, g, g, 3), uint8."""
+    """The crops of one image: ``global_`` (2, G, G, 3), ``local`` (L, l, l, 3), ``gram`` (2 or 0, g, g, 3), uint8.
+
+    ``distortions`` (2 + L, 11): rows of the distortions of global and local crops that are still to be done; (0, 11)
+    where they are done.
+    """
 
     global_: np.ndarray
     local: np.ndarray
     gram: np.ndarray
+    distortions: np.ndarray
 
 
 def random_area(
@@ -59,53 +61,6 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     return resized.squeeze(0).permute(1, 2, 0).numpy()
 
 
-def colour_jitter(
-    image: np.ndarray, rng: np.random.Generator, strength: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
-) -> np.ndarray:
-    """Brightness, contrast, saturation and hue jitter of ``strength`` in random order; uint8 in and out."""
-    brightness, contrast, saturation = (rng.uniform(1 - s, 1 + s) for s in strength[:3])
-    hue = rng.uniform(-strength[3], strength[3])
-    for operation in rng.permutation(4):
-        if operation == 0:
-            image = cv2.convertScaleAbs(image, alpha=brightness)
-        elif operation == 1:
-            mean = round(cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0])
-            image = cv2.addWeighted(image, contrast, image, 0.0, (1 - contrast) * mean)
-        elif operation == 2:
-            image = cv2.transform(image, _saturation_matrix(saturation))
-        else:
-            hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-            turn = np.zeros((hsv.shape[1], 3), np.uint8)
-            turn[:, 0] = round(256 * hue) % 256
-            hsv = hsv.reshape(len(hsv), -1) + turn.ravel()  # a circle: 255 is followed by 0
-            image = cv2.cvtColor(hsv.reshape(image.shape), cv2.COLOR_HSV2RGB_FULL)
-    return image
-
-
-def _saturation_matrix(saturation: float) -> np.ndarray:
-    return (saturation * np.eye(3) + (1 - saturation) * _GREY).astype(np.float32)
-
-
-def _blurred(image: np.ndarray, sigma: float) -> np.ndarray:
-    """A Gaussian of at most 9 x 9 taps; those that would not change a rounded value are left out."""
-    kernel = cv2.getGaussianKernel(2 * min(4, math.ceil(4 * sigma)) + 1, sigma)
-    return cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT_101)
-
-
-def distort(image: np.ndarray, crops: Crops, blur: float, solarise: float, rng: np.random.Generator) -> np.ndarray:
-    """The photometric part: jitter, greyscale, blur, solarisation; uint8 in and out, same shape."""
-    result = np.ascontiguousarray(image)
-    if rng.random() < crops.colour_jitter:
-        result = colour_jitter(result, rng, crops.jitter_strength)
-    if rng.random() < crops.greyscale:
-        result = cv2.cvtColor(cv2.cvtColor(result, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    if rng.random() < blur:
-        result = _blurred(result, rng.uniform(*crops.blur_sigma))
-    if rng.random() < solarise:
-        result = cv2.LUT(result, _SOLARISED)
-    return result
-
-
 @dataclass(frozen=True)
 class Area:
     """A part of an image to be cut, in pixels of the whole image, and how to mirror it."""
@@ -131,10 +86,13 @@ class Area:
 
 
 class MultiCrop:
-    """Makes the :class:`Views` of one image. ``scale`` enlarges all crops (for students of a larger stride)."""
+    """Makes the :class:`Views` of one image. ``scale`` enlarges all crops (for students of a larger stride).
 
-    def __init__(self, crops: Crops, scale: int = 1) -> None:
-        self.crops, self.scale = crops, scale
+    ``distorts``: whether the crops are distorted here; the draws are the same either way.
+    """
+
+    def __init__(self, crops: Crops, scale: int = 1, distorts: bool = True) -> None:
+        self.crops, self.scale, self.distorts = crops, scale, distorts
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator, sizes: CropSizes | None = None) -> Views:
         """``image`` (H, W, 3) uint8; all draws from ``rng``. ``sizes`` of this step, where the recipe mixes several."""
@@ -165,19 +123,21 @@ class MultiCrop:
     ) -> Views:
         """The crops of ``areas``, distorted. ``image`` shows one of size ``whole``, perhaps at a smaller scale."""
         crops, size, gram_size = self.crops, sizes.global_size * self.scale, sizes.gram_size
-        views, gram = [], []
-        for number, area in enumerate(areas[:2]):
+        views, gram, drawn = [], [], []
+        for number, area in enumerate(areas):
             base = area.cut(image, *whole)
-            if gram_size:
+            which = min(number, 2)
+            if which < 2 and gram_size:
                 gram.append(resize(base, gram_size))
-            solarise = crops.solarise if number == 1 else 0.0
-            views.append(distort(resize(base, size), crops, crops.blur[number], solarise, rng))
-        local = [distort(area.cut(image, *whole), crops, crops.blur[2], 0.0, rng) for area in areas[2:]]
+            drawn.append(Distortion.draw(crops, crops.blur[which], crops.solarise if which == 1 else 0.0, rng))
+            view = resize(base, size) if which < 2 else base
+            views.append(drawn[-1](view) if self.distorts else view)
         side = sizes.local_size * self.scale
         return Views(
-            np.stack(views),
-            np.stack(local) if local else np.zeros((0, side, side, 3), np.uint8),
+            np.stack(views[:2]),
+            np.stack(views[2:]) if views[2:] else np.zeros((0, side, side, 3), np.uint8),
             np.stack(gram) if gram else np.zeros((0, 1, 1, 3), np.uint8),
+            np.zeros((0, COLUMNS), np.float32) if self.distorts else np.stack([each.row() for each in drawn]),
         )
 
 

@@ -29,12 +29,14 @@ class Batch:
     """One process's part of a step, crop-major (all first crops, then all second ones).
 
     ``global_`` (2B, G, G, 3), ``local`` (L*B, l, l, 3), ``gram`` (2B or 0, g, g, 3) uint8; ``masks`` (2B, N) bool.
+    ``distortions`` ((2 + L) * B or 0, 11): of global and local crops, where the device is to do them.
     """
 
     step: int
     global_: torch.Tensor
     local: torch.Tensor
     gram: torch.Tensor
+    distortions: torch.Tensor
     masks: torch.Tensor
     masked: torch.Tensor
     """(n,) int64 places of the masked patches among the 2B * N, found here so that no device has to be waited for."""
@@ -50,12 +52,13 @@ class Batch:
         global_: torch.Tensor,
         local: torch.Tensor,
         gram: torch.Tensor,
+        distortions: torch.Tensor,
         masks: torch.Tensor,
         unreadable: tuple[str, ...] = (),
     ) -> Batch:
         """A batch in the memory of this process, with what follows from its masks."""
         masked = masks.flatten().nonzero().squeeze(1)
-        return cls(step, global_, local, gram, masks, masked, mask_weights(masks), unreadable)
+        return cls(step, global_, local, gram, distortions, masks, masked, mask_weights(masks), unreadable)
 
     def parts(self, count: int) -> list[Batch]:
         """The batch in ``count`` parts of consecutive images, sizes within 1, each crop-major too."""
@@ -69,14 +72,14 @@ class Batch:
             by_crop = tensor.unflatten(0, (-1, images))
             return [part.flatten(0, 1) for part in by_crop.tensor_split(count, dim=1)]
 
-        pieces = zip(*map(split, (self.global_, self.local, self.gram, self.masks)), strict=True)
+        pieces = zip(*map(split, (self.global_, self.local, self.gram, self.distortions, self.masks)), strict=True)
         return [Batch.of(self.step, *piece) for piece in pieces]
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on ``device``."""
+        """The batch on ``device``; what is left to be distorted stays known to the host."""
         if device.type == "cpu":
             return self
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._mapped(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (called by the loader where a GPU is used)."""
@@ -114,9 +117,9 @@ class CropDataset(Dataset):
     An image that cannot be read is replaced by the next one of the dataset, which is as deterministic.
     """
 
-    def __init__(self, shards: Images, recipe: Recipe, scale: int) -> None:
+    def __init__(self, shards: Images, recipe: Recipe, scale: int, distorts: bool) -> None:
         self.shards, self.recipe, self.seed = shards, recipe, recipe.seed
-        self.multi_crop = MultiCrop(recipe.crops, scale)
+        self.multi_crop = MultiCrop(recipe.crops, scale, distorts)
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -164,6 +167,7 @@ class Collate:
             crop_major([view.global_ for view in views]),
             crop_major([view.local for view in views]),
             crop_major([view.gram for view in views]),
+            crop_major([view.distortions for view in views]),
             torch.from_numpy(masks),
             tuple(line for _, _, lines in items for line in lines),
         )
@@ -198,20 +202,22 @@ def step_batches(
     scale: int,
     start: int,
     workers: int,
-    pin: bool,
+    device: torch.device,
 ) -> Iterator[Batch]:
     """Batches of this process's ``slots`` for steps ``start`` ... ``recipe.steps`` - 1.
 
     ``stride``: pixels of a patch of the teacher. ``scale``: crops are made this many times larger than the recipe says.
-    The number of ``workers`` never changes a batch.
+    The number of ``workers`` never changes a batch. ``device``: where the batches will be used.
     """
+    gpu = device.type == "cuda"
+    distorts = recipe.distort_on == "loader" or (recipe.distort_on == "auto" and not gpu)
     loader: DataLoader = DataLoader(
-        CropDataset(images, recipe, scale),
+        CropDataset(images, recipe, scale, distorts),
         batch_sampler=StepSampler(steps, slots, start, recipe.steps),
         num_workers=workers,
         collate_fn=Collate(recipe, slots, stride),
         worker_init_fn=_start_worker,
-        pin_memory=pin,
+        pin_memory=gpu,
         prefetch_factor=2 if workers else None,
     )
     try:

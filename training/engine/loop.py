@@ -198,7 +198,7 @@ class Trainer:
             self.scale,
             start,
             workers,
-            pin=self.device.type == "cuda",
+            self.device,
         )
         with Progress(
             recipe.name, recipe.steps, "steps", done=start, stream=None if self.rank == 0 else io.StringIO()
@@ -245,8 +245,8 @@ class Trainer:
                 measures = collapse_measures(cls, found.features)
                 parts |= {learner.prefix + name: value for name, value in measures.items()}
         norms = {f"{lr.prefix}gradient_norm/{name}": norm for lr in self.learners for name, norm in lr.clip().items()}
-        norm = torch.stack(list(norms.values())).sum()
-        if self.watch.finite(step, bool(torch.isfinite(norm)), float(norm)):
+        norm = float(torch.stack(list(norms.values())).sum())  # the only point at which the host waits for the device
+        if self.watch.finite(step, math.isfinite(norm), norm):
             for learner in self.learners:
                 learner.update(step, self.rate_factor)
             self.teacher.move_centres()
@@ -259,7 +259,7 @@ class Trainer:
     def _reduced(self, step: int, parts: dict[str, Tensor], norms: dict[str, Tensor]) -> dict[str, float]:
         stacked = mean_over_ranks(torch.stack([value.float() for value in parts.values()]))
         values = dict(zip(parts, stacked.tolist(), strict=True))
-        values |= {name: float(norm) for name, norm in norms.items()}
+        values |= dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True))
         if "loss" not in values:
             values["loss"] = sum(values[f"{learner.prefix}loss"] for learner in self.learners)
         settings, steps = self.recipe.optimiser, self.recipe.steps

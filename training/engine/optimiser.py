@@ -88,9 +88,10 @@ def clip_gradients(parameters: Iterable[nn.Parameter], largest: float, each: boo
 
     Returns the joint norm before, () float32. Gradients divided among processes are taken as one.
     """
+    parameters = list(parameters)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
-        return torch.zeros(())
+        return torch.zeros((), device=parameters[0].device)
     norms = torch.stack([_whole(norm) for norm in torch._foreach_norm(gradients)])
     norm = torch.linalg.vector_norm(norms)
     local = [_part(gradient) for gradient in gradients]

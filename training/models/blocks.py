@@ -6,7 +6,7 @@ Shape letters: B crops, N tokens of a crop (CLS, registers, patches), T tokens o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from training.models.architectures import ViTConfig
 from training.models.draws import StepDraws
 from training.models.rope import rotate
+
+BRANCHES = ("attention", "ffn")
+"""Of a block, in their order."""
 
 
 @dataclass
@@ -36,15 +39,48 @@ class Packing:
         parts = flat_TD.split(self.lengths)
         return [part.unflatten(0, (b, n)) for part, b, n in zip(parts, self.crops, self.tokens, strict=True)]
 
-    def subset(self, kept: list[tuple[Tensor, float]], device: torch.device) -> tuple[Packing, Tensor, Tensor]:
-        """The packing of the kept crops, the flat rows of their tokens and each row's factor (rows, 1)."""
-        rows, factors, start = [], [], 0
-        for (crops, scale), tokens, length in zip(kept, self.tokens, self.lengths, strict=True):
-            rows.append((start + crops[:, None] * tokens + torch.arange(tokens)).reshape(-1))
-            factors.append(torch.full((rows[-1].numel(), 1), scale))
+    def kept(self, draws: StepDraws, rates: Sequence[float], device: torch.device) -> list[dict[str, Kept]]:
+        """Stochastic depth of every block, whose ``rates`` are given: which crops keep its branches; {}: all do.
+
+        All blocks' rows go to ``device`` in one copy that the host does not wait for.
+        """
+        found: list[dict[str, Kept]] = []
+        for layer, rate in enumerate(rates):
+            found.append({branch: self._kept(draws, rate, layer, branch) for branch in BRANCHES} if rate > 0 else {})
+        every = [kept for block in found for kept in block.values()]
+        if every and device.type != "cpu":
+            rows = torch.cat([kept.rows for kept in every]).pin_memory().to(device, non_blocking=True)
+            for kept, own in zip(every, rows.split([len(kept.rows) for kept in every]), strict=True):
+                kept.rows = own
+        return found
+
+    def _kept(self, draws: StepDraws, rate: float, layer: int, branch: str) -> Kept:
+        crops, rows, factors, start = [], [], [], 0
+        for group, (tokens, length) in enumerate(zip(self.tokens, self.lengths, strict=True)):
+            chosen, factor = draws.kept(rate, layer, branch, group)
+            rows.append((start + chosen[:, None] * tokens + torch.arange(tokens)).reshape(-1))
+            crops.append(len(chosen))
+            factors.append(factor)
             start += length
-        packing = Packing([crops.numel() for crops, _ in kept], self.tokens, self.rope)
-        return packing, torch.cat(rows).to(device), torch.cat(factors).to(device)
+        return Kept(crops, torch.cat(rows), factors)
+
+
+@dataclass
+class Kept:
+    """The crops that keep one branch of one block in training."""
+
+    crops: list[int]
+    """Of each group, how many."""
+    rows: Tensor
+    """(n,) int64: their tokens among the flat ones."""
+    factors: list[float]
+    """Of each group, what the branch is multiplied by."""
+
+    def scale(self, packing: Packing) -> Tensor:
+        """(n, 1) float32: the factor of each row."""
+        counts = zip(self.crops, packing.tokens, self.factors, strict=True)
+        parts = [torch.full((crops * tokens, 1), factor, device=self.rows.device) for crops, tokens, factor in counts]
+        return torch.cat(parts)
 
 
 class MaskedKeyBiasLinear(nn.Linear):
@@ -144,8 +180,6 @@ class Block(nn.Module):
 
     def __init__(self, config: ViTConfig, layer: int) -> None:
         super().__init__()
-        self.layer = layer
-        self.drop_path = config.drop_path_rates[layer]
         self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.attn = Attention(config)
         self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps)
@@ -156,15 +190,15 @@ class Block(nn.Module):
             self.ls1 = LayerScale(config.dim, config.layer_scale)
             self.ls2 = LayerScale(config.dim, config.layer_scale)
 
-    def forward(self, x_TD: Tensor, packing: Packing, draws: StepDraws | None = None) -> Tensor:
-        """(T, D) -> (T, D). In training, ``draws`` decides which crops keep which branch; without it all do."""
-        for branch, scale in (("attention", self.ls1), ("ffn", self.ls2)):
-            if self.training and draws is not None and self.drop_path > 0:
-                kept = [draws.kept(self.drop_path, self.layer, branch, group) for group in range(len(packing.crops))]
-                subset, rows, factors = packing.subset(kept, x_TD.device)
-                update = self._branch(branch, x_TD.index_select(0, rows), subset) * factors
+    def forward(self, x_TD: Tensor, packing: Packing, keeps: Mapping[str, Kept] | None = None) -> Tensor:
+        """(T, D) -> (T, D). ``keeps``: by branch, the crops that it is computed for; without it all."""
+        for branch, scale in zip(BRANCHES, (self.ls1, self.ls2), strict=True):
+            if keeps:
+                kept = keeps[branch]
+                subset = Packing(kept.crops, packing.tokens, packing.rope)
+                update = self._branch(branch, x_TD.index_select(0, kept.rows), subset) * kept.scale(packing)
                 update = update if scale is None else update * scale.gamma
-                x_TD = x_TD.index_add(0, rows, update.to(x_TD.dtype))
+                x_TD = x_TD.index_add(0, kept.rows, update.to(x_TD.dtype))
             else:
                 update = self._branch(branch, x_TD, packing)
                 x_TD = x_TD + update if scale is None else torch.addcmul(x_TD, update.to(x_TD.dtype), scale.gamma)

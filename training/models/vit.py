@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from training.models.architectures import ViTConfig
-from training.models.blocks import Block, LayerScale, MaskedKeyBiasLinear, Packing
+from training.models.blocks import Block, Kept, LayerScale, MaskedKeyBiasLinear, Packing
 from training.models.draws import StepDraws
 from training.models.features import Features
 from training.models.positions import LearnedPositions
@@ -112,10 +112,13 @@ class VisionTransformer(nn.Module):
         training, ``local_group`` names the element whose CLS and register tokens take the local norm, if there is one.
         """
         x_TD, packing, grids = self._tokens(crops, masks)
-        for layer, block in enumerate(self.blocks):
+        keeps: list[dict[str, Kept]] = [{}] * len(self.blocks)
+        if self.training and draws is not None:
+            keeps = packing.kept(draws, self.config.drop_path_rates, x_TD.device)
+        for layer, (block, kept) in enumerate(zip(self.blocks, keeps, strict=True)):
             if layer == 0 or self._rope_is_per_block(draws):
                 packing.rope = self._rope(grids, draws, layer)
-            x_TD = self._run(block, x_TD, packing, draws)
+            x_TD = self._run(block, x_TD, packing, kept)
         return self._readout(x_TD, packing, local_group)
 
     def intermediate_layers(self, pixels: Tensor, layers: int | Sequence[int], *, norm: bool = True) -> list[Features]:
@@ -194,12 +197,12 @@ class VisionTransformer(nn.Module):
             for group, (height, width) in enumerate(grids)
         ]
 
-    def _run(self, block: nn.Module, x_TD: Tensor, packing: Packing, draws: StepDraws | None) -> Tensor:
+    def _run(self, block: nn.Module, x_TD: Tensor, packing: Packing, kept: dict[str, Kept]) -> Tensor:
         if self.recompute != "none" and self.training and torch.is_grad_enabled():
             # a copy, because the rope of `packing` may have changed when the block runs again
             packing = Packing(packing.crops, packing.tokens, packing.rope)
-            return run_again(block, self.recompute, x_TD, packing, draws)
-        return block(x_TD, packing, draws)
+            return run_again(block, self.recompute, x_TD, packing, kept)
+        return block(x_TD, packing, kept)
 
     def _readout(self, x_TD: Tensor, packing: Packing, local_group: int | None, *, norm: bool = True) -> list[Features]:
         readout = []

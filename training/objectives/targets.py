@@ -74,5 +74,5 @@ class SoftmaxCentering(nn.Module):
         """Move the centre towards the mean of ``scores`` (n, K) over the rows of all processes; n may differ."""
         total = torch.cat((scores.float().sum(dim=0), scores.new_full((1,), float(len(scores)), dtype=torch.float32)))
         sum_over_ranks(total, self.group)
-        if total[-1] > 0:
-            self.center.mul_(self.momentum).add_(total[:-1] / total[-1], alpha=1 - self.momentum)
+        weight = (1 - self.momentum) * (total[-1] > 0)
+        self.center.lerp_(total[:-1] / total[-1].clamp(min=1), weight)

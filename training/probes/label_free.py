@@ -52,7 +52,8 @@ def make_views(images: Sequence[np.ndarray], size: int, seed: int = 0) -> Views:
 
     Image i's views depend on ``seed`` and i only.
     """
-    from training.data.augment import distort, random_area, resize
+    from training.data.augment import random_area, resize
+    from training.data.distortion import Distortion
     from training.recipe import Crops
 
     crops = Crops(blur=(0.0, 0.0, 0.3), solarise=0.0)
@@ -67,7 +68,7 @@ def make_views(images: Sequence[np.ndarray], size: int, seed: int = 0) -> Views:
             mirrored = rng.random() < 0.5
             if mirrored:
                 view = np.ascontiguousarray(view[:, ::-1])
-            side.append(distort(view, crops, crops.blur[2], 0.0, rng))
+            side.append(Distortion.draw(crops, crops.blur[2], 0.0, rng)(view))
             # (x, y) of the view -> pixels of the image
             frame = np.array([[w, 0.0, left], [0.0, h, top], [0.0, 0.0, 1.0]])
             if mirrored:

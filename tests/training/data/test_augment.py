@@ -1,4 +1,3 @@
-import colorsys
 import math
 
 import numpy as np
@@ -6,7 +5,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from training.data.augment import Area, MultiCrop, colour_jitter, distort, random_area, resize, shrinkage
+from training.data.augment import Area, MultiCrop, random_area, resize, shrinkage
 from training.data.randomness import Purpose, stream
 from training.recipe import Crops
 
@@ -101,57 +100,3 @@ def test_crops_of_a_shrunk_image_are_nearly_those_of_the_whole():
     whole, shrunk = (make.views(each, (480, 640), areas, np.random.default_rng(6), sizes) for each in (image, small))
     for ours, theirs in ((whole.global_, shrunk.global_), (whole.local, shrunk.local)):
         assert np.abs(ours.astype(int) - theirs).mean() < 8  # borders are rounded to the smaller image's pixels
-
-
-class Fixed:
-    """A generator whose draws are given."""
-
-    def __init__(self, *values, order=(0, 1, 2, 3)):
-        self.values, self.order = list(values), list(order)
-
-    def uniform(self, low, high, size=None):
-        return self.values.pop(0)
-
-    def permutation(self, count):
-        return self.order[:count]
-
-
-@pytest.mark.parametrize(
-    ("drawn", "expected"),
-    [
-        ((0.7, 1.0, 1.0, 0.0), lambda rgb, mean: [0.7 * c for c in rgb]),
-        ((1.0, 0.6, 1.0, 0.0), lambda rgb, mean: [0.6 * c + 0.4 * mean for c in rgb]),
-        ((1.0, 1.0, 0.8, 0.0), lambda rgb, mean: [0.8 * c + 0.2 * grey(rgb) for c in rgb]),
-        ((1.0, 1.0, 1.0, 0.1), lambda rgb, mean: shifted(rgb, 0.1)),
-        ((1.0, 1.0, 1.0, -0.1), lambda rgb, mean: shifted(rgb, -0.1)),
-    ],
-    ids=["brightness", "contrast", "saturation", "hue", "hue back"],
-)
-def test_colour_jitter_follows_its_definition(drawn, expected):
-    image = picture(5, 6, seed=3)
-    mean = np.mean([grey(pixel / 255) for pixel in image.reshape(-1, 3)])
-    wanted = [[255 * min(max(c, 0), 1) for c in expected(list(p / 255), mean)] for p in image.reshape(-1, 3)]
-    # hue and saturation go through one of 256 levels, as in Pillow, whose own differences reach 14 and 1.2 on average
-    differences = np.abs(colour_jitter(image, Fixed(*drawn)).reshape(-1, 3).astype(float) - wanted)
-    assert differences.mean() < 1.2 and differences.max() < 12
-
-
-def grey(rgb):
-    return 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]
-
-
-def shifted(rgb, hue):
-    h, s, v = colorsys.rgb_to_hsv(*rgb)
-    return colorsys.hsv_to_rgb((h + hue) % 1, s, v)
-
-
-def test_probabilities_of_one_always_happen_and_of_zero_never():
-    image = picture()
-    none = Crops(colour_jitter=0, greyscale=0)
-    assert np.array_equal(distort(image, none, 0.0, 0.0, np.random.default_rng(0)), image)
-    grey_only = distort(image, Crops(colour_jitter=0, greyscale=1), 0.0, 0.0, np.random.default_rng(0))
-    assert (grey_only[..., 0] == grey_only[..., 1]).all() and grey_only.std() > 0
-    solarised = distort(image, none, 0.0, 1.0, np.random.default_rng(0))
-    assert np.array_equal(solarised, np.where(image >= 128, 255 - image, image))
-    blurred = distort(image, none.model_copy(update={"blur_sigma": (1.5, 1.6)}), 1.0, 0.0, np.random.default_rng(0))
-    assert blurred.std() < 0.6 * image.std()

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import ks_2samp
 
 from foundry.home import REPOSITORY
 from tests.training.data.view_statistics import NAMES, describe
-from training.data.augment import MultiCrop, distort, random_area
+from training.data.augment import MultiCrop, random_area
+from training.data.distortion import Distortion, distort_batch
 from training.recipe import Crops
 
 DRAWS = 800
@@ -57,12 +59,26 @@ def agree(ours: np.ndarray, theirs: np.ndarray) -> None:
         assert probability > LIKELY, f"{name}: p = {probability:.1e}"
 
 
+def by_loader(image: np.ndarray, drawn: list[Distortion]) -> list[np.ndarray]:
+    return [each(image) for each in drawn]
+
+
+def by_device(image: np.ndarray, drawn: list[Distortion]) -> list[np.ndarray]:
+    made = []
+    for start in range(0, len(drawn), 40):
+        rows = torch.from_numpy(np.stack([each.row() for each in drawn[start : start + 40]]))
+        crops = torch.from_numpy(image.copy()).expand(len(rows), *image.shape)
+        made += list(distort_batch(crops, rows).to(torch.uint8).numpy())
+    return made
+
+
+@pytest.mark.parametrize("distorted", [by_loader, by_device])
 @pytest.mark.parametrize(("view", "number"), [("first", 0), ("second", 1), ("local", 2)])
-def test_colours_blur_and_solarisation(published, view, number):
-    crops, image, rng = Crops(), picture(), np.random.default_rng(1)
+def test_colours_blur_and_solarisation(published, view, number, distorted):
+    crops, rng = Crops(), np.random.default_rng(1)
     solarise = crops.solarise if view == "second" else 0.0
-    ours = np.stack([describe(distort(image, crops, crops.blur[number], solarise, rng)) for _ in range(DRAWS)])
-    agree(ours, published[view])
+    drawn = [Distortion.draw(crops, crops.blur[number], solarise, rng) for _ in range(DRAWS)]
+    agree(np.stack([describe(image) for image in distorted(picture(), drawn)]), published[view])
 
 
 @pytest.mark.parametrize(("name", "scale"), [("global", (0.32, 1.0)), ("small", (0.05, 0.32))])
@@ -88,6 +104,6 @@ def test_cropped_resized_and_flipped(published):
 
 def test_another_blur_would_be_seen(published):
     rng = np.random.default_rng(4)
-    intended = np.stack([describe(distort(picture(), Crops(), 1.0, 0.0, rng)) for _ in range(DRAWS)])
+    intended = np.stack([describe(Distortion.draw(Crops(), 1.0, 0.0, rng)(picture())) for _ in range(DRAWS)])
     with pytest.raises(AssertionError, match="contrast|detail"):
         agree(intended, published["first"])

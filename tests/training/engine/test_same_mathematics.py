@@ -62,6 +62,13 @@ def test_division_changes_little_in_bfloat16(data, tmp_path, processes, changes)
     np.testing.assert_allclose(found, one, rtol=2e-2, atol=2e-2)
 
 
+def test_colours_by_the_device(data, whole, tmp_path):
+    one = run(data, subfolder(tmp_path, "one"), 1, distort_on="device", steps=6)
+    divided = run(data, subfolder(tmp_path, "divided"), 2, distort_on="device", accumulate=2, steps=6)
+    np.testing.assert_allclose(divided, one, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(one[:3], whole[:3], rtol=1e-2, atol=1e-2)  # a few levels of 255 are different
+
+
 def test_compiled_blocks_compute_the_same(data, whole, tmp_path):
     found = run(data, tmp_path, 1, compile=True, steps=4)
     np.testing.assert_allclose(found[:3], whole[:3], rtol=1e-4, atol=1e-6)  # another learning rate at the last step

@@ -97,7 +97,7 @@ def test_nothing_in_common_is_chance():
 
 def test_views_show_what_their_map_says(monkeypatch):
     """Without colour changes, a picture whose colours are coordinates shows where each pixel of a view comes from."""
-    monkeypatch.setattr("training.data.augment.distort", lambda image, *rest: image)
+    monkeypatch.setattr("training.data.distortion.Distortion.__call__", lambda self, image: image)
     y, x = np.mgrid[0:160, 0:240]
     picture = np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8)
     views = make_views([picture] * 8, 80, seed=3)
