@@ -50,7 +50,7 @@ sys.path.insert(0, str(REPOSITORY))
 from foundry.errors import UserError, run_command  # noqa: E402
 from foundry.settings import apply_overrides, merge  # noqa: E402
 from tests.benchmarks.ratios import median_of_rounds, ratio_of_rounds, significant  # noqa: E402
-from training.data.loader import Batch  # noqa: E402
+from training.data.loader import Batch, colours_by_device  # noqa: E402
 from training.engine.learner import Learner  # noqa: E402
 from training.engine.loop import Trainer  # noqa: E402
 from training.recipe import Recipe, load_recipe  # noqa: E402
@@ -62,6 +62,7 @@ PRODUCTS = {"cuda": 50, "cpu": 2}
 REST = "rest"
 PARTS = {
     "copy": ("training.data.loader:Batch.parts", "training.data.loader:Batch.to"),
+    "colours": ("training.engine.views:distort_batch",),
     "views": (
         "training.engine.views:Views.__init__",
         "training.engine.views:Views.global_crops",
@@ -69,8 +70,7 @@ PARTS = {
     ),
     "draws": (
         "training.models.draws:StepDraws.for_images",
-        "training.models.draws:StepDraws.kept",
-        "training.models.blocks:Packing.subset",
+        "training.models.blocks:Packing.kept",
     ),
     "teacher": ("training.engine.teaching:Teacher.targets",),
     "forward": ("training.engine.learner:Learner.losses",),
@@ -90,7 +90,7 @@ class SingleSteps(Trainer):
         from tests.training.curated import write_dataset
 
         super().__init__(recipe, data=str(write_dataset(folder / "dataset")), output=str(folder / "run"))
-        self.batch = made_batch(self.recipe, self.slots, self.stride)
+        self.batch = made_batch(self.recipe, self.slots, self.stride, colours_by_device(self.recipe, self.device))
         if self.device.type == "cuda":
             self.batch = self.batch.pin_memory()
         self._numbers = itertools.count()
@@ -109,9 +109,10 @@ class SingleSteps(Trainer):
         return False
 
 
-def made_batch(recipe: Recipe, slots: range, stride: int) -> Batch:
+def made_batch(recipe: Recipe, slots: range, stride: int, by_device: bool) -> Batch:
     """What the loader would give of noise: crops of the recipe's sizes, masks of its step 0."""
     from training.data.augment import Views
+    from training.data.distortion import COLUMNS, Distortion
     from training.data.loader import Collate, sizes_at
 
     rng, sizes = np.random.default_rng(0), sizes_at(recipe, 0)
@@ -120,7 +121,11 @@ def made_batch(recipe: Recipe, slots: range, stride: int) -> Batch:
         return rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
     def views() -> Views:
-        return Views(crops(2, sizes.global_size), crops(recipe.crops.local_count, sizes.local_size), crops(0, 1))
+        rows = [each.row() for each in Distortion.draw_all(recipe.crops, rng)]
+        distortions = np.stack(rows) if by_device else np.zeros((0, COLUMNS), np.float32)
+        return Views(
+            crops(2, sizes.global_size), crops(recipe.crops.local_count, sizes.local_size), crops(0, 1), distortions
+        )
 
     return Collate(recipe, slots, stride)([(0, views(), []) for _ in slots])
 

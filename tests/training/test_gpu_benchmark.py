@@ -66,7 +66,7 @@ def test_work_is_that_of_the_formula(small: Recipe, tmp_path: Path) -> None:
 
 
 def test_parts_add_up_to_a_step(small: Recipe, tmp_path: Path) -> None:
-    steps = SingleSteps(small, tmp_path)
+    steps = SingleSteps(small.model_copy(update={"distort_on": "device"}), tmp_path)
     steps()
     marks = Marks(steps.device)
     with marks.placed():

@@ -123,15 +123,15 @@ class MultiCrop:
     ) -> Views:
         """The crops of ``areas``, distorted. ``image`` shows one of size ``whole``, perhaps at a smaller scale."""
         crops, size, gram_size = self.crops, sizes.global_size * self.scale, sizes.gram_size
-        views, gram, drawn = [], [], []
-        for number, area in enumerate(areas):
-            base = area.cut(image, *whole)
-            which = min(number, 2)
-            if which < 2 and gram_size:
-                gram.append(resize(base, gram_size))
-            drawn.append(Distortion.draw(crops, crops.blur[which], crops.solarise if which == 1 else 0.0, rng))
-            view = resize(base, size) if which < 2 else base
-            views.append(drawn[-1](view) if self.distorts else view)
+        drawn = Distortion.draw_all(crops, rng)
+        views, gram = [], []
+        for number, (area, distortion) in enumerate(zip(areas, drawn, strict=True)):
+            view = area.cut(image, *whole)
+            if number < 2:
+                if gram_size:
+                    gram.append(resize(view, gram_size))
+                view = resize(view, size)
+            views.append(distortion(view) if self.distorts else view)
         side = sizes.local_size * self.scale
         return Views(
             np.stack(views[:2]),

@@ -57,6 +57,12 @@ class Distortion:
             drawn["solarised"] = True
         return cls(**drawn)  # type: ignore[arg-type]
 
+    @classmethod
+    def draw_all(cls, crops: Crops, rng: np.random.Generator) -> list[Distortion]:
+        """Those of an image's two global and then its local crops."""
+        views = range(2 + crops.local_count)
+        return [cls.draw(crops, crops.blur[min(n, 2)], crops.solarise if n == 1 else 0.0, rng) for n in views]
+
     @property
     def order(self) -> tuple[int, ...]:
         """Operations of the jitter."""

@@ -77,9 +77,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``; what is left to be distorted stays known to the host."""
-        if device.type == "cpu":
-            return self
-        return self._mapped(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
+        held = self.pin_memory() if device.type == "cuda" else self
+        return held._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (called by the loader where a GPU is used)."""
@@ -193,6 +192,11 @@ def step_order(images: Images, recipe: Recipe, kinds: list[np.ndarray] | None = 
     return MixedOrders(orders, kinds, [mixed.share for mixed in recipe.mixture], recipe.batch, recipe.seed)
 
 
+def colours_by_device(recipe: Recipe, device: torch.device) -> bool:
+    """Whether crops reach ``device`` undistorted and it works on their colours."""
+    return recipe.distort_on == "device" or (recipe.distort_on == "auto" and device.type == "cuda")
+
+
 def step_batches(
     images: Images,
     recipe: Recipe,
@@ -209,15 +213,13 @@ def step_batches(
     ``stride``: pixels of a patch of the teacher. ``scale``: crops are made this many times larger than the recipe says.
     The number of ``workers`` never changes a batch. ``device``: where the batches will be used.
     """
-    gpu = device.type == "cuda"
-    distorts = recipe.distort_on == "loader" or (recipe.distort_on == "auto" and not gpu)
     loader: DataLoader = DataLoader(
-        CropDataset(images, recipe, scale, distorts),
+        CropDataset(images, recipe, scale, distorts=not colours_by_device(recipe, device)),
         batch_sampler=StepSampler(steps, slots, start, recipe.steps),
         num_workers=workers,
         collate_fn=Collate(recipe, slots, stride),
         worker_init_fn=_start_worker,
-        pin_memory=gpu,
+        pin_memory=device.type == "cuda",
         prefetch_factor=2 if workers else None,
     )
     try:

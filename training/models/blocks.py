@@ -49,7 +49,8 @@ class Packing:
             found.append({branch: self._kept(draws, rate, layer, branch) for branch in BRANCHES} if rate > 0 else {})
         every = [kept for block in found for kept in block.values()]
         if every and device.type != "cpu":
-            rows = torch.cat([kept.rows for kept in every]).pin_memory().to(device, non_blocking=True)
+            rows = torch.cat([kept.rows for kept in every])
+            rows = (rows.pin_memory() if device.type == "cuda" else rows).to(device, non_blocking=True)
             for kept, own in zip(every, rows.split([len(kept.rows) for kept in every]), strict=True):
                 kept.rows = own
         return found
