@@ -72,7 +72,7 @@ def _is_described(params: Params, repository: Path) -> bool:
     if not file.is_file():
         return False
     written = load_params(file)
-    return written.inputs.images == params.inputs.images and written.curation == params.curation
+    return written.inputs == params.inputs and written.curation == params.curation
 
 
 def _allow_without_git(repository: Path) -> None:

@@ -75,7 +75,7 @@ def line_pipeline(params: Params) -> Any:
             deployment: Settings of deployment: which server, which gate.
             volume: Name of the ReadWriteMany volume claim that the steps share on a cluster.
         """
-        curated = curate(config=curation, pool=images)
+        curated = curate(config=curation, pool=images, evaluation=labels)
         teacher = pretrain(config=pretraining, dataset=curated.outputs["dataset"], evaluation=labels)
         refined = refine(
             config=refinement,

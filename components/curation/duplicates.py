@@ -3,7 +3,9 @@
 Copies have equal bytes, equal pixels, or are near duplicates: candidates (:mod:`candidates`) that look alike in some
 window (:mod:`windows`) and agree when laid on each other (:mod:`alignment`). Groups are the connected components.
 
-Of a group the best image is kept: most pixels; then colour over grey; then most bytes; then first by path.
+Of a group the best image is kept: most pixels; then colour over grey; then most bytes; then first by path. Images of an
+evaluation set come before all of these, so that nothing is kept of which they have a copy (Oquab et al. 2023, appendix
+A.1: relative deduplication).
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ REASONS = {
     "exact-duplicate": "same bytes as another image",
     "same-pixels": "same pixels as another image, encoded differently",
     "near-duplicate": "a changed copy of another image",
+    "evaluation-copy": "a copy of an image of the evaluation set, or of a copy of one",
 }
 
 
@@ -111,6 +114,8 @@ class Images:
     hash: np.ndarray
     grey: np.ndarray
     colour: np.ndarray
+    evaluation: np.ndarray
+    """(n,) bool: belongs to an evaluation set, not to the pool."""
 
     def coloured(self) -> np.ndarray:
         """(n,) bool: whether the image has colour worth the name."""
@@ -125,16 +130,23 @@ class Images:
         ranks[order] = np.arange(len(order))
         return ranks
 
-    def merits(self) -> list[tuple[int, bool, int, bytes, int]]:
+    def merits(self) -> list[tuple[bool, int, bool, int, bytes, int]]:
         """What the keep-best rule sorts by, best first: see ``MERITS``; the position decides between equal paths."""
         coloured = self.coloured()
         return [
-            (-int(self.width[i]) * int(self.height[i]), not coloured[i], -int(self.size[i]), self.path[i].encode(), i)
+            (
+                not self.evaluation[i],
+                -int(self.width[i]) * int(self.height[i]),
+                not coloured[i],
+                -int(self.size[i]),
+                self.path[i].encode(),
+                i,
+            )
             for i in range(len(self.path))
         ]
 
 
-MERITS = ("resolution", "colour", "bytes", "name", "name")
+MERITS = ("evaluation", "resolution", "colour", "bytes", "name", "name")
 """Names of the entries of :meth:`Images.merits`."""
 
 
@@ -167,7 +179,9 @@ def find_duplicates(images: Images, config: DuplicateConfig) -> Groups:
             advantage.append(_advantage(merits[place], merits[by_rank[runner_up]]) if runner_up < count else "")
             continue
         advantage.append(_advantage(merits[keeper], merits[place]))
-        if equal_bytes[place] == equal_bytes[keeper]:
+        if images.evaluation[keeper]:
+            reason.append("evaluation-copy")
+        elif equal_bytes[place] == equal_bytes[keeper]:
             reason.append("exact-duplicate")
         else:
             reason.append("same-pixels" if equal_pixels[place] == equal_pixels[keeper] else "near-duplicate")

@@ -48,7 +48,13 @@ def run(config: CurationConfig, inputs: Mapping[str, str], output: Path) -> dict
         most_first = sorted(rejections.counts().items(), key=lambda item: (-item[1], item[0]))
         told = ", ".join(f"{count} {reason}" for reason, count in most_first)
         raise UserError(f"{pool.url}: none of its {len(scan)} files is a usable image ({told})")
-    unique, because = _deduplicate(scan, usable, config, rejections)
+    held_out = None
+    if url := inputs.get("evaluation"):
+        known = open_pool(url)
+        held_out = scan_pool(known, known.digest(), config.decode, work / "evaluation")
+    unique, because = _deduplicate(scan, usable, held_out, config, rejections)
+    if not len(unique):
+        raise UserError(f"{pool.url}: all of its {len(usable)} usable images are copies of {inputs['evaluation']}")
     drawn, weights, clusters, levels = _balance(scan, unique, config, rejections)
 
     rows = sorted(range(len(drawn)), key=lambda place: scan.sha256[drawn[place]])
@@ -142,32 +148,50 @@ def _filter(scan: Scan, filters: FilterConfig, rejections: _Rejections) -> np.nd
 
 
 def _deduplicate(
-    scan: Scan, usable: np.ndarray, config: CurationConfig, rejections: _Rejections
+    scan: Scan, usable: np.ndarray, held_out: Scan | None, config: CurationConfig, rejections: _Rejections
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """(pool rows of one image of each picture, why each of them is kept)."""
+    """(pool rows of one image of each picture that ``held_out`` does not show, why each of them is kept)."""
+    import numpy as np
+
     from components.curation.duplicates import Images, find_duplicates
     from components.curation.shards import key_of
 
-    def texts(column: list[str]) -> list[str]:
-        return [column[row] for row in usable]
+    scans, rows = [scan], [usable]
+    if held_out is not None:
+        scans.append(held_out)
+        rows.append(np.flatnonzero(np.array([not reason for reason in held_out.reason])))
+
+    def texts(name: str) -> list[str]:
+        return [getattr(each, name)[row] for each, own in zip(scans, rows, strict=True) for row in own]
+
+    def numbers(name: str) -> np.ndarray:
+        return np.concatenate([getattr(each, name)[own] for each, own in zip(scans, rows, strict=True)])
 
     images = Images(
-        path=texts(scan.path),
-        sha256=texts(scan.sha256),
-        pixels_sha256=texts(scan.pixels_sha256),
-        **{name: getattr(scan, name)[usable] for name in ("size", "width", "height", "hash", "grey", "colour")},
+        path=texts("path"),
+        sha256=texts("sha256"),
+        pixels_sha256=texts("pixels_sha256"),
+        size=numbers("size"),
+        width=numbers("width"),
+        height=numbers("height"),
+        hash=numbers("hash"),
+        grey=numbers("grey"),
+        colour=numbers("colour"),
+        evaluation=np.repeat([False, True], [len(usable), sum(map(len, rows[1:]))]),
     )
     groups = find_duplicates(images, config.duplicates)
     because: dict[int, str] = {}
     for place, row in enumerate(usable.tolist()):
-        keeper = int(usable[groups.kept[place]])
-        if keeper == row:
+        keeper = int(groups.kept[place])
+        if keeper == place:
             size, merit = int(groups.sizes[place]), groups.advantage[place]
             because[row] = f"best of {size} copies by {merit}" if size > 1 else "unique"
-        else:
-            detail = f"copy of {scan.path[keeper]}, kept for its {groups.advantage[place]}"
-            rejections.add(row, groups.reason[place], detail, key_of(scan.sha256[keeper]))
-    return usable[groups.kept == range(len(usable))], because
+            continue
+        detail = f"copy of {images.path[keeper]}, kept for its {groups.advantage[place]}"
+        if images.evaluation[keeper]:
+            detail = f"copy of {images.path[keeper]} of the evaluation set"
+        rejections.add(row, groups.reason[place], detail, key_of(images.sha256[keeper]))
+    return usable[groups.kept[: len(usable)] == range(len(usable))], because
 
 
 def _balance(
@@ -268,6 +292,13 @@ STEP = Step(
         InputSpec(
             "pool",
             "images without labels: a folder, archive, WebDataset shards, Parquet or list of URLs; sample: is embedded",
+            kind="url",
+            digest=_pool_digest,
+        ),
+        InputSpec(
+            "evaluation",
+            "images that will measure the models, in any form of a pool; what is a copy of one of them is left out",
+            required=False,
             kind="url",
             digest=_pool_digest,
         ),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from components.curation.measurement import measure
 from tests.components.curation.pictures import crops, encode, photograph
 
 
-def images_of(files: dict[str, bytes]) -> Images:
+def images_of(files: dict[str, bytes], evaluation: Sequence[str] = ()) -> Images:
     import hashlib
 
     from foundry.images import decode_image
@@ -28,12 +29,13 @@ def images_of(files: dict[str, bytes]) -> Images:
         hash=np.array([item.hash for item in found], dtype=np.uint64),
         grey=np.stack([item.grey for item in found]),
         colour=np.stack([item.colour for item in found]),
+        evaluation=np.array([path in evaluation for path in files]),
     )
 
 
-def kept_of(files: dict[str, bytes], **settings: float) -> dict[str, tuple[str, str]]:
+def kept_of(files: dict[str, bytes], evaluation: Sequence[str] = (), **settings: float) -> dict[str, tuple[str, str]]:
     """{path: (path of the one kept of its group, reason)}."""
-    images = images_of(files)
+    images = images_of(files, evaluation)
     groups: Groups = find_duplicates(images, DuplicateConfig(**settings))  # type: ignore[arg-type]
     names = list(files)
     return {
@@ -88,6 +90,17 @@ def test_changed_copies_are_found_among_other_photographs() -> None:
     assert {found[name][0] for name in files} == {"border"}, "one group; the largest is kept"
     assert {found[name][1] for name in files} == {"", "near-duplicate"}
     assert all(found[name] == (name, "") for name in others)
+
+
+def test_nothing_is_kept_that_an_evaluation_set_has_a_copy_of() -> None:
+    files = {"original": encode(PHOTO), **changed_copies()}
+    others = {f"other-{number:02d}": encode(piece) for number, piece in enumerate(crops(8))}
+    for held_out in ("original", "crop"):
+        found = kept_of({**others, **files}, evaluation=[held_out, "other-03"])
+        assert {found[name] for name in files if name != held_out} == {(held_out, "evaluation-copy")}
+        assert all(found[name] == (name, "") for name in others)
+    found = kept_of({"a": encode(PHOTO), "b": encode(PHOTO)}, evaluation=["b"], near=False)
+    assert found == {"a": ("b", "evaluation-copy"), "b": ("b", "")}
 
 
 def test_near_duplicates_may_stay() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from PIL import Image
 
 from components.curation.config import CurationConfig
 from components.curation.dataset import CuratedDataset
@@ -36,6 +37,7 @@ OWN_REASONS = {
     "exact-duplicate",
     "same-pixels",
     "near-duplicate",
+    "evaluation-copy",
     "balance",
 }
 
@@ -44,9 +46,12 @@ def config(**values: Any) -> CurationConfig:
     return CurationConfig.model_validate({"decode": {"workers": 1}, **values})
 
 
-def curate(pool: Path | str, output: Path, **values: Any) -> tuple[dict[str, Any], CuratedDataset]:
+def curate(
+    pool: Path | str, output: Path, evaluation: Path | None = None, **values: Any
+) -> tuple[dict[str, Any], CuratedDataset]:
     output.mkdir(parents=True, exist_ok=True)
-    metrics = run(config(**values), {"pool": str(pool)}, output)
+    inputs = {"pool": str(pool)} | ({"evaluation": str(evaluation)} if evaluation else {})
+    metrics = run(config(**values), inputs, output)
     return metrics, CuratedDataset.open(output)
 
 
@@ -109,6 +114,22 @@ def test_duplicates_name_what_they_are_copies_of(pool: Path, tmp_path: Path) -> 
     copies = [row for row in dataset.rejected.to_pylist() if row["reason"] == "exact-duplicate"]
     assert len(copies) == 2 and {row["of"] for row in copies} == {kept["key"]}
     assert all(row["sha256"] == kept["sha256"] and kept["source"] in row["detail"] for row in copies)
+
+
+def test_copies_of_an_evaluation_set_are_left_out(pool: Path, tmp_path: Path) -> None:
+    held_out = tmp_path / "evaluation"
+    held_out.mkdir()
+    (held_out / "labels.csv").write_text("filename,label,split\na.jpg,thing,test\n")
+    name = next(path for path in sorted(pool.rglob("*.png")) if min(Image.open(path).size) > 40)
+    Image.open(name).convert("RGB").save(held_out / "a.jpg", quality=80)
+    _, dataset = curate(pool, tmp_path / "out", held_out, balance={"fraction": 1})
+    assert_all_accounted_for(dataset, pool)
+    found = {row["path"]: row for row in dataset.rejected.to_pylist() if row["reason"] == "evaluation-copy"}
+    row = found[name.relative_to(pool).as_posix()]
+    assert row["detail"] == "copy of a.jpg of the evaluation set"
+    assert row["of"] == hashlib.sha256((held_out / "a.jpg").read_bytes()).hexdigest()[:24]
+    with pytest.raises(UserError, match="all of its .* are copies of"):
+        curate(pool, tmp_path / "none", pool)
 
 
 def test_the_dataset_is_the_same_for_any_number_of_workers_and_any_packing(pool: Path, tmp_path: Path) -> None:
@@ -239,7 +260,8 @@ def test_the_web_pool_is_accounted_for(data_folder: Path, tmp_path: Path) -> Non
     """Bombs, hangs, truncated and mislabelled files of a real pool, unpacked: 2,385 files."""
     with tarfile.open(data_folder / "webpool" / "webpool.tar.gz") as archive:
         archive.extractall(tmp_path / "pool", filter="data")
-    metrics, dataset = curate(tmp_path / "pool", tmp_path / "out", decode={"workers": 2})
+    held_out = data_folder / "caltech20"
+    metrics, dataset = curate(tmp_path / "pool", tmp_path / "out", held_out, decode={"workers": 2})
     assert metrics["files"] == 2385
     assert_all_accounted_for(dataset, tmp_path / "pool")
     dataset.check_images()
@@ -264,3 +286,6 @@ def test_the_web_pool_is_accounted_for(data_folder: Path, tmp_path: Path) -> Non
         if row["near_dup_of"] in usable and name in usable
     ]
     assert sum(same) / len(same) > 0.95
+    leaks = {name for name, row in truth.items() if row["eval_leak_of"]}
+    found = {row["path"] for row in dataset.rejected.to_pylist() if row["reason"] == "evaluation-copy"}
+    assert len(leaks) == 27 and len(leaks & found) >= 26, sorted(leaks - found)
