@@ -8,11 +8,13 @@ something behind. Should the guard itself be killed, its command gets SIGKILL (p
 On a node of a job on several nodes, ``FOUNDRY_STORE`` (host:port) names their meeting point. The guard starts the
 command once the store answers, tells the store when the command has ended well, and ends a command whose node stays
 cut off from the store: torchrun's agent would wait there for ever, and nobody could start a healthy one in its place.
+A command that fails because the store was out of reach for a while is started again when the store is back.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import subprocess
@@ -35,6 +37,10 @@ STORE_START_SECONDS = 900.0
 """How long a node waits for the store to be started."""
 CUT_OFF_SECONDS = 90.0
 """How long a running node may be without its store."""
+LOST_SECONDS = 15.0
+"""Silence of the store that makes torchrun's agent fail (its requests wait for at most 30 s); less does it no harm."""
+AFTERMATH_SECONDS = 60.0
+"""How long after such a silence a failure of the command counts as caused by it."""
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 20.0
 """How long the command may take to end by itself after SIGTERM."""
@@ -51,12 +57,18 @@ def main(argv: list[str]) -> int:
         return 0
     if not watch.store_is_up():
         return CUT_OFF
-    child = subprocess.Popen(argv, preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
-    cut_off = watch.until_it_ends(child)
-    kill_descendants()
-    status = child.wait()
-    if cut_off:
-        return CUT_OFF
+    while True:
+        child = subprocess.Popen(argv, preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
+        cut_off = watch.until_it_ends(child)
+        kill_descendants()
+        status = child.wait()
+        if cut_off:
+            return CUT_OFF
+        if not status or watch.told_to_stop or not watch.store.was_lost():
+            break
+        if not watch.store_is_back():
+            return CUT_OFF
+        print(f"the store {watch.store.endpoint} was out of reach; starting again", file=sys.stderr, flush=True)
     status = status if status >= 0 else 128 - status
     if verdict and status and not watch.told_to_stop:
         _pronounce(verdict, status)
@@ -92,6 +104,14 @@ class _Watch:
         """Wait for the store's first answer; False where it stays away or nobody needs it any more."""
         while not self.store.answered:
             if self.told_to_stop or not self._launcher_lives() or self.store.silence() > STORE_START_SECONDS:
+                return False
+            time.sleep(POLL_SECONDS)
+        return True
+
+    def store_is_back(self) -> bool:
+        """Wait until the store answers again; False where it stays away or nobody needs it any more."""
+        while self.store.silence() > LOST_SECONDS:
+            if self.told_to_stop or not self._launcher_lives() or self.store.silence() > CUT_OFF_SECONDS:
                 return False
             time.sleep(POLL_SECONDS)
         return True
@@ -136,12 +156,16 @@ class _Store:
         self.endpoint = endpoint
         self.answered = endpoint is None
         self._heard = time.monotonic()
+        self._back = -math.inf
+        """When a long silence ended last."""
         if endpoint:
             threading.Thread(target=self._listen, args=(endpoint,), daemon=True).start()
 
     def _listen(self, endpoint: str) -> None:
         while True:
             if reachable(endpoint, timeout=3.0):
+                if self.answered and self.silence() > LOST_SECONDS:
+                    self._back = time.monotonic()
                 self.answered, self._heard = True, time.monotonic()
                 time.sleep(2.0)
             else:
@@ -150,6 +174,10 @@ class _Store:
     def silence(self) -> float:
         """Seconds since the store answered, or since the start."""
         return time.monotonic() - self._heard if self.endpoint else 0.0
+
+    def was_lost(self) -> bool:
+        """Whether the store is silent for long, or was a moment ago."""
+        return self.silence() > LOST_SECONDS or time.monotonic() - self._back < AFTERMATH_SECONDS
 
 
 if __name__ == "__main__":

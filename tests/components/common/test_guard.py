@@ -29,11 +29,22 @@ def guarded(*command: str, **environment: str) -> int:
     return subprocess.run([*GUARD, *command], env={**os.environ, **environment}, timeout=60, check=False).returncode
 
 
+FORGETFUL = """
+import sys
+from components.common import guard
+guard.LOST_SECONDS = 2.0
+sys.exit(guard.main(sys.argv[1:]))
+"""
+
+
+def rendezvous(port: str) -> list[str]:
+    return [sys.executable, "-m", "components.common.rendezvous", "--host", "127.0.0.1", "--port", port]
+
+
 @pytest.fixture
 def store() -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A running meeting point and its endpoint."""
-    command = [sys.executable, "-m", "components.common.rendezvous", "--host", "127.0.0.1", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(rendezvous("0"), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         port = process.stdout.readline().split()[-1]
         yield process, f"127.0.0.1:{port}"
@@ -93,6 +104,25 @@ def test_a_node_cut_off_from_the_store_ends(store: tuple[subprocess.Popen[str], 
             time.sleep(0.02)
         process.kill()
         assert node.wait(30) == CUT_OFF
+
+
+def test_a_node_that_failed_for_want_of_the_store_starts_again_with_it(
+    store: tuple[subprocess.Popen[str], str], tmp_path: Path
+) -> None:
+    process, endpoint = store
+    verdict, starts = tmp_path / "failed", tmp_path / "starts"
+    environment = {**os.environ, STORE_VARIABLE: endpoint, VERDICT_VARIABLE: str(verdict)}
+    script = f"echo start >> {starts}; [ $(wc -l < {starts}) = 2 ] || {{ sleep 4; exit 1; }}"
+    with subprocess.Popen([sys.executable, "-c", FORGETFUL, "bash", "-c", script], env=environment) as node:
+        while not starts.exists():
+            time.sleep(0.02)
+        process.kill()
+        time.sleep(6)
+        with subprocess.Popen(rendezvous(endpoint.rpartition(":")[2]), stdout=subprocess.DEVNULL) as again:
+            assert node.wait(60) == 0
+            assert again.wait(30) == 0
+    assert starts.read_text().split() == ["start", "start"]
+    assert not verdict.exists()
 
 
 def test_a_node_that_finds_no_store_does_not_start(tmp_path: Path) -> None:
