@@ -299,7 +299,7 @@ class Guards(Settings):
     """Mean entropy of a target over ln K above which targets count as uniform; an alarm after ``grace_steps``."""
     collapse_use: Annotated[float, Field(ge=0.0, le=1.0)] = 0.005
     """Share of prototypes in use (perplexity of the mean target over K) below which an alarm is recorded. A batch of B
-    images cannot use more than 2B of K."""
+    images cannot use more than 2B of K. A perplexity below 1.5, all images having one prototype, always is an alarm."""
     grace_steps: Annotated[int, Field(ge=0)] = 100
     """Steps at the start in which entropy and use raise no alarm: random networks answer alike everywhere."""
     stop_on_collapse: bool = False

@@ -28,6 +28,7 @@ OBJECTIVES = {
         "losses.ibot=0.0",
         "losses.koleo=0.0",
         "teacher.centring=softmax",
+        "teacher.momentum.peak=0.99",  # a teacher that outruns the running centre ends on one prototype
         "heads.dino.trainable_gain=false",
     ],
     "dinov2": [],

@@ -10,6 +10,9 @@ from foundry.errors import UserError
 from training.engine.journal import Journal
 from training.recipe import Guards
 
+ONE_PROTOTYPE = 1.5
+"""Perplexity of the mean target below which, however few prototypes there are, all images have the same one."""
+
 
 @torch.no_grad()
 def collapse_measures(targets: torch.Tensor, features: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -60,10 +63,10 @@ class Watch:
             )
         return False
 
-    def collapse(self, step: int, measures: dict[str, float], attainable: float = 1.0) -> None:
+    def collapse(self, step: int, measures: dict[str, float], prototypes: int, attainable: float = 1.0) -> None:
         """Record an alarm when features or targets collapse (once until they recover), by :class:`Guards`.
 
-        ``attainable``: the largest ``prototype_use`` that a batch of this size can have.
+        ``prototypes``: how many there are. ``attainable``: the largest share of them that a batch of this size can use.
         """
         guards, found = self.guards, []
         if measures["feature_rank"] < guards.collapse_rank:
@@ -71,8 +74,9 @@ class Watch:
         if step >= guards.grace_steps:
             if measures["target_entropy"] > guards.collapse_entropy:
                 found.append(f"targets are uniform (entropy {measures['target_entropy']:.4f} of ln K)")
-            if measures["prototype_use"] < guards.collapse_use * attainable:
-                found.append(f"targets use {100 * measures['prototype_use'] / attainable:.2f} % of the prototypes")
+            if measures["prototype_use"] < max(guards.collapse_use * attainable, ONE_PROTOTYPE / prototypes):
+                used = measures["prototype_use"] * prototypes
+                found.append(f"targets use {used:.1f} of {prototypes} prototypes")
         if found and not self._alarmed:
             message = "; ".join(found)
             self.journal.event("collapse-alarm", step, message, **measures)

@@ -270,10 +270,11 @@ class Trainer:
             "teacher_temperature": self.recipe.teacher.temperature.at(step, steps),
             "skipped_steps": float(self.watch.skipped),
         }
-        attainable = min(1.0, 2 * len(self.slots) / self.recipe.heads.dino.prototypes)
+        prototypes = self.recipe.heads.dino.prototypes
+        attainable = min(1.0, 2 * len(self.slots) / prototypes)
         for learner in self.learners:
             names = ("target_entropy", "prototype_use", "feature_rank")
-            self.watch.collapse(step, {name: values[learner.prefix + name] for name in names}, attainable)
+            self.watch.collapse(step, {name: values[learner.prefix + name] for name in names}, prototypes, attainable)
         return values
 
     def _due(self, step: int, every: int) -> bool:

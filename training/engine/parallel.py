@@ -46,7 +46,7 @@ class Parallel:
         if self.world == 1:
             return network, network
         # no buffers to send, and gradients live in the buckets: a bucket costs one collective and no copy
-        wrapped = nn.parallel.DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+        wrapped = nn.parallel.DistributedDataParallel(network, forward_sync_buffers=False, gradient_as_bucket_view=True)
         return network, wrapped
 
     def inference(self, network: Network) -> Network:

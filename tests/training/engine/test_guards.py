@@ -100,10 +100,10 @@ def test_collapse_measures_of_known_cases():
 def test_collapse_alarm_is_recorded_once_until_it_recovers(tmp_path):
     watch = Watch(Guards(collapse_rank=2.0), Journal(tmp_path, writes=True))
     for rank in (5.0, 1.5, 1.2, 3.0, 1.0):
-        watch.collapse(0, {"feature_rank": rank})
+        watch.collapse(0, {"feature_rank": rank}, 24)
     assert events(tmp_path) == ["collapse-alarm", "collapse-alarm"]
     with pytest.raises(UserError, match="collapsed"):
-        Watch(Guards(stop_on_collapse=True), Journal(tmp_path, writes=True)).collapse(1, {"feature_rank": 1.0})
+        Watch(Guards(stop_on_collapse=True), Journal(tmp_path, writes=True)).collapse(1, {"feature_rank": 1.0}, 24)
 
 
 def test_a_planted_collapse_is_recorded_and_can_end_the_run(tmp_path):
@@ -126,7 +126,10 @@ def test_a_planted_collapse_is_recorded_and_can_end_the_run(tmp_path):
 def test_targets_on_few_prototypes_are_a_collapse_too(tmp_path):
     watch = Watch(Guards(grace_steps=0, collapse_use=0.05), Journal(tmp_path, writes=True))
     healthy = {"feature_rank": 9.0, "target_entropy": 0.5}
-    watch.collapse(5, {**healthy, "prototype_use": 0.002}, attainable=0.002)  # as many as a batch can reach
+    watch.collapse(5, {**healthy, "prototype_use": 0.002}, 65536, attainable=0.002)  # as many as a batch can reach
     assert not (tmp_path / "events.jsonl").exists()
-    watch.collapse(6, {**healthy, "prototype_use": 0.00001}, attainable=0.002)
+    watch.collapse(6, {**healthy, "prototype_use": 0.00003}, 65536, attainable=0.002)
     assert events(tmp_path) == ["collapse-alarm"]
+    watch.collapse(7, {**healthy, "prototype_use": 2 / 256}, 256, attainable=0.125)
+    watch.collapse(8, {**healthy, "prototype_use": 1 / 256}, 256, attainable=0.125)
+    assert events(tmp_path) == ["collapse-alarm", "collapse-alarm"]
