@@ -61,11 +61,13 @@ class Network(nn.Module):
         ``wanted``: (n,) flat positions among the patches of the first group, whose patch-level scores are given too.
         """
         features = self.backbone.forward_crops(crops, masks, draws=draws)
-        cls = self.dino_head(torch.cat([group["cls"] for group in features]))
-        patches = None
-        if wanted is not None:
-            patches = self.ibot_head(features[0]["patches"].flatten(0, 1).index_select(0, wanted))
-        return Output(features, cls, patches)
+        cls = torch.cat([group["cls"] for group in features])
+        if wanted is None:
+            return Output(features, self.dino_head(cls), None)
+        patches = features[0]["patches"].flatten(0, 1).index_select(0, wanted)
+        if self.ibot_head is not self.dino_head:
+            return Output(features, self.dino_head(cls), self.ibot_head(patches))
+        return Output(features, *self.dino_head(torch.cat((cls, patches)), rows=(len(cls), len(patches))))
 
 
 def _head(backbone: Backbone, head: Head, seed: int, device: torch.device | str) -> ProjectionHead:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,8 @@ class WeightNormLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The effective weight (K, b)."""
-        return self.weight_g * F.normalize(self.weight_v, dim=1, eps=0.0)
+        """The effective weight (K, b), by torch's fused kernel: one pass over the prototypes each way."""
+        return torch._weight_norm(self.weight_v, self.weight_g, 0)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, b) -> (n, K)."""
@@ -53,7 +54,7 @@ class ProjectionHead(nn.Module):
         for before, after in zip(widths[:-1], widths[1:], strict=True):
             modules += [nn.Linear(before, after), nn.GELU()]
         self.mlp = nn.Sequential(*modules[:-1])
-        self.last_layer: nn.Module
+        self.last_layer: WeightNormLinear | nn.Linear
         if weight_norm:
             self.last_layer = WeightNormLinear(bottleneck, prototypes, trainable_gain)
         else:
@@ -71,13 +72,28 @@ class ProjectionHead(nn.Module):
                 nn.init.trunc_normal_(module.weight_v, std=0.02, generator=generator)
                 nn.init.ones_(module.weight_g)
 
-    def forward(self, x: Tensor, only: Literal["bottleneck", "prototypes"] | None = None) -> Tensor:
+    @overload
+    def forward(self, x: Tensor, only: Literal["bottleneck", "prototypes"] | None = None) -> Tensor: ...
+    @overload
+    def forward(self, x: Tensor, *, rows: Sequence[int]) -> list[Tensor]: ...
+    def forward(
+        self,
+        x: Tensor,
+        only: Literal["bottleneck", "prototypes"] | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> Tensor | list[Tensor]:
         """Scores (n, K) of features (n, D).
 
         ``only="bottleneck"`` stops at the normalised bottleneck (n, b); ``only="prototypes"`` starts from one. Several
-        students share a teacher's pass that way: the bottleneck travels, the scores never do.
+        students share a teacher's pass that way: the bottleneck travels, the scores never do. ``rows``: scores in parts
+        of so many rows, which no later step has to cut from one tensor or its gradient.
         """
         if only != "prototypes":
             z = self.mlp(x)
             x = F.normalize(z.float(), dim=-1, eps=1e-12).to(z.dtype)
-        return x if only == "bottleneck" else self.last_layer(x)
+        if only == "bottleneck":
+            return x
+        if rows is None:
+            return self.last_layer(x)
+        weight = self.last_layer.weight  # where it has to be computed, computed once
+        return [F.linear(part, weight) for part in x.split(list(rows))]
