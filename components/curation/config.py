@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -42,6 +42,9 @@ class FilterConfig(Settings):
 class DuplicateConfig(Settings):
     """Which images count as copies of one picture. Equal bytes and equal pixels always do."""
 
+    held_out: Literal["test", "all"] = "test"
+    """Of an evaluation set, whose copies are left out: of the images that only measure (every split but train), or of
+    all. A set without tables is held out whole."""
     near: bool = True
     """Find near duplicates too: re-encoded, resized, grey, brightened, captioned, framed, cropped, mirrored."""
     neighbours: Positive = 64

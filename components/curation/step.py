@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ def run(config: CurationConfig, inputs: Mapping[str, str], output: Path) -> dict
     import numpy as np
 
     from components.curation import dataset, shards
+    from components.curation.held_out import held_out_rows
     from components.curation.pool import open_pool
     from components.curation.scan import scan_pool
     from foundry.settings import digest_of
@@ -48,11 +49,12 @@ def run(config: CurationConfig, inputs: Mapping[str, str], output: Path) -> dict
         most_first = sorted(rejections.counts().items(), key=lambda item: (-item[1], item[0]))
         told = ", ".join(f"{count} {reason}" for reason, count in most_first)
         raise UserError(f"{pool.url}: none of its {len(scan)} files is a usable image ({told})")
-    held_out = None
+    parts = [(scan, usable)]
     if url := inputs.get("evaluation"):
         known = open_pool(url)
-        held_out = scan_pool(known, known.digest(), config.decode, work / "evaluation")
-    unique, because = _deduplicate(scan, usable, held_out, config, rejections)
+        measured = scan_pool(known, known.digest(), config.decode, work / "evaluation")
+        parts.append((measured, held_out_rows(measured, url, config.duplicates.held_out)))
+    unique, because = _deduplicate(parts, config, rejections)
     if not len(unique):
         raise UserError(f"{pool.url}: all of its {len(usable)} usable images are copies of {inputs['evaluation']}")
     drawn, weights, clusters, levels = _balance(scan, unique, config, rejections)
@@ -148,24 +150,24 @@ def _filter(scan: Scan, filters: FilterConfig, rejections: _Rejections) -> np.nd
 
 
 def _deduplicate(
-    scan: Scan, usable: np.ndarray, held_out: Scan | None, config: CurationConfig, rejections: _Rejections
+    parts: Sequence[tuple[Scan, np.ndarray]], config: CurationConfig, rejections: _Rejections
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """(pool rows of one image of each picture that ``held_out`` does not show, why each of them is kept)."""
+    """(rows of one image of each picture, why each of them is kept), of the first of ``parts``: scans and usable rows.
+
+    What the other parts show is held out.
+    """
     import numpy as np
 
     from components.curation.duplicates import Images, find_duplicates
     from components.curation.shards import key_of
 
-    scans, rows = [scan], [usable]
-    if held_out is not None:
-        scans.append(held_out)
-        rows.append(np.flatnonzero(np.array([not reason for reason in held_out.reason])))
+    usable = parts[0][1]
 
     def texts(name: str) -> list[str]:
-        return [getattr(each, name)[row] for each, own in zip(scans, rows, strict=True) for row in own]
+        return [getattr(scan, name)[row] for scan, rows in parts for row in rows]
 
     def numbers(name: str) -> np.ndarray:
-        return np.concatenate([getattr(each, name)[own] for each, own in zip(scans, rows, strict=True)])
+        return np.concatenate([getattr(scan, name)[rows] for scan, rows in parts])
 
     images = Images(
         path=texts("path"),
@@ -177,7 +179,7 @@ def _deduplicate(
         hash=numbers("hash"),
         grey=numbers("grey"),
         colour=numbers("colour"),
-        evaluation=np.repeat([False, True], [len(usable), sum(map(len, rows[1:]))]),
+        evaluation=np.repeat([False, True], [len(usable), sum(len(rows) for _, rows in parts[1:])]),
     )
     groups = find_duplicates(images, config.duplicates)
     because: dict[int, str] = {}
@@ -297,7 +299,7 @@ STEP = Step(
         ),
         InputSpec(
             "evaluation",
-            "images that will measure the models, in any form of a pool; what is a copy of one of them is left out",
+            "images that will measure the models (a labelled set or any pool), of which no copy is kept",
             required=False,
             kind="url",
             digest=_pool_digest,

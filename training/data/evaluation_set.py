@@ -271,6 +271,16 @@ class EvaluationSet:
         """Whether there is a segmentation task."""
         return bool(self._masks)
 
+    @property
+    def splits(self) -> list[str]:
+        """Names of all splits."""
+        return sorted({*self._labels, *self._masks})
+
+    def images(self, split: str) -> list[str]:
+        """Names of the images of ``split``, of either task."""
+        labelled, masked = self.classification(split), self.segmentation(split)
+        return sorted({item.name for item in labelled} | {item.name for item in masked})
+
     def classification(self, split: str) -> list[LabelledImage]:
         """The images of ``split`` in the order of the table; empty for a split that is not there."""
         return list(self._labels.get(split, ()))

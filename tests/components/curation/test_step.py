@@ -117,18 +117,24 @@ def test_duplicates_name_what_they_are_copies_of(pool: Path, tmp_path: Path) -> 
 
 
 def test_copies_of_an_evaluation_set_are_left_out(pool: Path, tmp_path: Path) -> None:
-    held_out = tmp_path / "evaluation"
+    held_out, names = tmp_path / "evaluation", {"test": "1/001.png", "train": "2/002.png"}
     held_out.mkdir()
-    (held_out / "labels.csv").write_text("filename,label,split\na.jpg,thing,test\n")
-    name = next(path for path in sorted(pool.rglob("*.png")) if min(Image.open(path).size) > 40)
-    Image.open(name).convert("RGB").save(held_out / "a.jpg", quality=80)
-    _, dataset = curate(pool, tmp_path / "out", held_out, balance={"fraction": 1})
-    assert_all_accounted_for(dataset, pool)
-    found = {row["path"]: row for row in dataset.rejected.to_pylist() if row["reason"] == "evaluation-copy"}
-    row = found[name.relative_to(pool).as_posix()]
-    assert row["detail"] == "copy of a.jpg of the evaluation set"
-    assert row["of"] == hashlib.sha256((held_out / "a.jpg").read_bytes()).hexdigest()[:24]
-    with pytest.raises(UserError, match="all of its .* are copies of"):
+    rows = "".join(f"{split}.png,thing,{split}\n" for split in names)
+    (held_out / "labels.csv").write_text(f"filename,label,split\n{rows}")
+    for split, name in names.items():
+        Image.open(pool / name).save(held_out / f"{split}.png", compress_level=0)
+
+    def copies(**settings: str) -> dict[str, dict[str, str]]:
+        output = tmp_path / "-".join(["out", *settings.values()])
+        _, dataset = curate(pool, output, held_out, balance={"fraction": 1}, duplicates=settings)
+        assert_all_accounted_for(dataset, pool)
+        return {row["path"]: row for row in dataset.rejected.to_pylist() if row["reason"] == "evaluation-copy"}
+
+    (row,) = copies().values()
+    assert row["path"] == names["test"] and row["detail"] == "copy of test.png of the evaluation set"
+    assert row["of"] == hashlib.sha256((held_out / "test.png").read_bytes()).hexdigest()[:24]
+    assert set(copies(held_out="all")) == set(names.values())
+    with pytest.raises(UserError, match="all of its .* are copies of"):  # a set without tables is held out whole
         curate(pool, tmp_path / "none", pool)
 
 
@@ -243,7 +249,7 @@ run(CurationConfig.model_validate({{"decode": {{"workers": 2}}}}), {{"pool": {st
 
 def test_the_step_says_what_it_is() -> None:
     assert STEP.name == "curation" and STEP.config is CurationConfig and STEP.pure
-    assert [spec.name for spec in STEP.inputs] == ["pool"]
+    assert [(spec.name, spec.required) for spec in STEP.inputs] == [("pool", True), ("evaluation", False)]
 
 
 def test_the_command_line_and_the_step_import_nothing_heavy() -> None:
@@ -261,7 +267,9 @@ def test_the_web_pool_is_accounted_for(data_folder: Path, tmp_path: Path) -> Non
     with tarfile.open(data_folder / "webpool" / "webpool.tar.gz") as archive:
         archive.extractall(tmp_path / "pool", filter="data")
     held_out = data_folder / "caltech20"
-    metrics, dataset = curate(tmp_path / "pool", tmp_path / "out", held_out, decode={"workers": 2})
+    metrics, dataset = curate(
+        tmp_path / "pool", tmp_path / "out", held_out, decode={"workers": 2}, duplicates={"held_out": "all"}
+    )
     assert metrics["files"] == 2385
     assert_all_accounted_for(dataset, tmp_path / "pool")
     dataset.check_images()
