@@ -8,7 +8,8 @@ something behind. Should the guard itself be killed, its command gets SIGKILL (p
 On a node of a job on several nodes, ``FOUNDRY_STORE`` (host:port) names their meeting point. The guard starts the
 command once the store answers, tells the store when the command has ended well, and ends a command whose node stays
 cut off from the store: torchrun's agent would wait there for ever, and nobody could start a healthy one in its place.
-A command that fails because the store was out of reach for a while is started again when the store is back.
+A command that fails because the store was out of reach for a while is started again when the store is back; one that
+finds the job done by the others has nothing left to do.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import threading
 import time
 
 from components.common.processes import kill_descendants
-from components.common.rendezvous import STORE_VARIABLE, job_is_done, reachable
+from components.common.rendezvous import STORE_VARIABLE, is_job_done, job_is_done, reachable
 from foundry.errors import ERROR_FILE_VARIABLE
 from foundry.lifetime import WATCH_VARIABLE, is_alive, process_identity
 
@@ -64,7 +65,12 @@ def main(argv: list[str]) -> int:
         status = child.wait()
         if cut_off:
             return CUT_OFF
-        if not status or watch.told_to_stop or not watch.store.was_lost():
+        if not status or watch.told_to_stop:
+            break
+        if watch.store.endpoint and is_job_done(watch.store.endpoint):
+            print("the job was done without this node", file=sys.stderr, flush=True)
+            return 0
+        if not watch.store.was_lost():
             break
         if not watch.store_is_back():
             return CUT_OFF

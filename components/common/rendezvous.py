@@ -36,6 +36,16 @@ def job_is_done(endpoint: str) -> None:
         return
 
 
+def is_job_done(endpoint: str) -> bool:
+    """Whether a node has told the store at ``endpoint`` (host:port) that the job is done; False where none answers."""
+    if not reachable(endpoint, 2.0):
+        return False
+    try:
+        return bool(_client(*split_endpoint(endpoint)).check([_DONE]))
+    except RuntimeError:
+        return False
+
+
 def reachable(endpoint: str, timeout: float) -> bool:
     """Whether something listens at ``endpoint`` (host:port) and answers within ``timeout`` seconds."""
     try:

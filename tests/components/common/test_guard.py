@@ -95,6 +95,16 @@ def test_the_store_ends_when_a_node_is_done(store: tuple[subprocess.Popen[str], 
     assert process.wait(20) == 0
 
 
+def test_a_node_that_comes_back_too_late_has_nothing_to_do(
+    store: tuple[subprocess.Popen[str], str], tmp_path: Path
+) -> None:
+    _, endpoint = store
+    variables = {STORE_VARIABLE: endpoint, VERDICT_VARIABLE: str(tmp_path / "failed")}
+    assert guarded("true", **variables) == 0
+    assert guarded("false", **variables) == 0
+    assert not (tmp_path / "failed").exists()
+
+
 def test_a_node_cut_off_from_the_store_ends(store: tuple[subprocess.Popen[str], str], tmp_path: Path) -> None:
     process, endpoint = store
     environment = {**os.environ, STORE_VARIABLE: endpoint}
