@@ -6,16 +6,15 @@ process tree once the launcher named by ``FOUNDRY_WATCH_PROCESS`` is gone, or wh
 something behind. Should the guard itself be killed, its command gets SIGKILL (parent-death signal).
 
 On a node of a job on several nodes, ``FOUNDRY_STORE`` (host:port) names their meeting point. The guard starts the
-command once the store answers, tells the store when the command has ended well, and ends a command whose node stays
-cut off from the store: torchrun's agent would wait there for ever, and nobody could start a healthy one in its place.
-A command that fails because the store was out of reach for a while is started again when the store is back; one that
-finds the job done by the others has nothing left to do.
+command once the store answers and tells the store when the command has ended well. A command whose node is cut off from
+the store is killed, and started again when the store is back: torchrun's agent would fail by itself, and in failing
+close the meeting for all others as soon as it reaches it again. A node that stays cut off ends, so that a healthy one
+can be started in its place; one that comes back when the job is done has nothing left to do.
 """
 
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import signal
 import subprocess
@@ -37,11 +36,9 @@ CUT_OFF = 75
 STORE_START_SECONDS = 900.0
 """How long a node waits for the store to be started."""
 CUT_OFF_SECONDS = 90.0
-"""How long a running node may be without its store."""
-LOST_SECONDS = 15.0
-"""Silence of the store that makes torchrun's agent fail (its requests wait for at most 30 s); less does it no harm."""
-AFTERMATH_SECONDS = 60.0
-"""How long after such a silence a failure of the command counts as caused by it."""
+"""How long a node that is cut off waits for its store."""
+LOST_SECONDS = 20.0
+"""Silence of the store after which its node counts as cut off: the agent's requests wait for 30 s before it fails."""
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 20.0
 """How long the command may take to end by itself after SIGTERM."""
@@ -63,18 +60,15 @@ def main(argv: list[str]) -> int:
         cut_off = watch.until_it_ends(child)
         kill_descendants()
         status = child.wait()
-        if cut_off:
-            return CUT_OFF
-        if not status or watch.told_to_stop:
-            break
-        if watch.store.endpoint and is_job_done(watch.store.endpoint):
-            print("the job was done without this node", file=sys.stderr, flush=True)
-            return 0
-        if not watch.store.was_lost():
+        if not cut_off and (not status or watch.told_to_stop or watch.store_answers()):
             break
         if not watch.store_is_back():
+            print(f"no answer from the store {watch.store.endpoint}", file=sys.stderr, flush=True)
             return CUT_OFF
         print(f"the store {watch.store.endpoint} was out of reach; starting again", file=sys.stderr, flush=True)
+    if status and watch.store.endpoint and not watch.told_to_stop and is_job_done(watch.store.endpoint):
+        print("the job was done without this node", file=sys.stderr, flush=True)
+        return 0
     status = status if status >= 0 else 128 - status
     if verdict and status and not watch.told_to_stop:
         _pronounce(verdict, status)
@@ -114,6 +108,15 @@ class _Watch:
             time.sleep(POLL_SECONDS)
         return True
 
+    def store_answers(self) -> bool:
+        """Whether the store answers from now on, before its silence is a long one."""
+        now = time.monotonic()
+        while not self.store.heard_since(now):
+            if self.store.silence() > LOST_SECONDS:
+                return False
+            time.sleep(POLL_SECONDS)
+        return True
+
     def store_is_back(self) -> bool:
         """Wait until the store answers again; False where it stays away or nobody needs it any more."""
         while self.store.silence() > LOST_SECONDS:
@@ -126,9 +129,7 @@ class _Watch:
         """Return when ``child`` has ended or has to be ended; whether that is because the store is out of reach."""
         passed_on = False
         while child.poll() is None and self._launcher_lives():
-            if self.store.silence() > CUT_OFF_SECONDS:
-                told = f"no answer from the store {self.store.endpoint} for {CUT_OFF_SECONDS:.0f} s"
-                print(told, file=sys.stderr, flush=True)
+            if self.store.silence() > LOST_SECONDS:
                 return True
             if self._stop_at is not None:
                 if not passed_on:
@@ -162,16 +163,12 @@ class _Store:
         self.endpoint = endpoint
         self.answered = endpoint is None
         self._heard = time.monotonic()
-        self._back = -math.inf
-        """When a long silence ended last."""
         if endpoint:
             threading.Thread(target=self._listen, args=(endpoint,), daemon=True).start()
 
     def _listen(self, endpoint: str) -> None:
         while True:
             if reachable(endpoint, timeout=3.0):
-                if self.answered and self.silence() > LOST_SECONDS:
-                    self._back = time.monotonic()
                 self.answered, self._heard = True, time.monotonic()
                 time.sleep(2.0)
             else:
@@ -181,9 +178,9 @@ class _Store:
         """Seconds since the store answered, or since the start."""
         return time.monotonic() - self._heard if self.endpoint else 0.0
 
-    def was_lost(self) -> bool:
-        """Whether the store is silent for long, or was a moment ago."""
-        return self.silence() > LOST_SECONDS or time.monotonic() - self._back < AFTERMATH_SECONDS
+    def heard_since(self, moment: float) -> bool:
+        """Whether the store has answered after ``moment`` of the monotonic clock."""
+        return self.endpoint is None or self._heard > moment
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ GUARD = [sys.executable, "-m", "components.common.guard"]
 SHORT = """
 import sys
 from components.common import guard
-guard.CUT_OFF_SECONDS = guard.STORE_START_SECONDS = 2.0
+guard.LOST_SECONDS, guard.CUT_OFF_SECONDS, guard.STORE_START_SECONDS = 1.0, 2.0, 2.0
 sys.exit(guard.main(sys.argv[1:]))
 """
 
