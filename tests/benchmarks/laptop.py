@@ -32,7 +32,7 @@ OBJECTIVES = {
         "heads.dino.trainable_gain=false",
     ],
     "dinov2": [],
-    "dinov3": ["heads.dino.weight_norm=false", "heads.ibot.weight_norm=false", "model.registers=4"],
+    "dinov3": ["heads.dino.weight_norm=false", "heads.ibot.weight_norm=false"],
 }
 """Changes of the recipe, whose own objective is DINOv2's: Sinkhorn-Knopp, iBOT, KoLeo, prototypes of unit norm."""
 
