@@ -1,4 +1,7 @@
-"""The clock of trainings in other processes. For benchmarks; runs in any environment with torch."""
+"""The clock of trainings in other processes. For benchmarks; runs in any environment with torch.
+
+What it tells begins a line of its own, also after a progress bar that has not ended its line.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ class Turns:
         self._done += 1
         if self._done % self.steps:
             return
-        sys.__stdout__.write(f"TURN {time.perf_counter() - self._begun}\n")
+        sys.__stdout__.write(f"\nTURN {time.perf_counter() - self._begun}\n")
         sys.__stdout__.flush()
         if not sys.stdin.readline():
             os._exit(0)
@@ -44,7 +47,7 @@ def report_steps(limit: int = 0) -> None:
     def stepped(*_: object) -> None:
         nonlocal done
         done += 1
-        sys.__stdout__.write(f"STEP {done} {time.monotonic()}\n")
+        sys.__stdout__.write(f"\nSTEP {done} {time.monotonic()}\n")
         sys.__stdout__.flush()
         if done == limit:
             os._exit(0)
