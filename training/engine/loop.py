@@ -21,6 +21,7 @@ from training.data.loader import Batch, step_batches, step_order
 from training.data.sampler import share
 from training.data.shards import Images, JointDataset, ShardDataset
 from training.distributed import barrier, mean_over_ranks, rank, world_size
+from training.engine.allocation import keep_freed_memory
 from training.engine.checkpoint import Checkpointer, latest_checkpoint, load_checkpoint, step_of
 from training.engine.exports import export_learner
 from training.engine.guards import Watch, collapse_measures
@@ -57,6 +58,8 @@ class Trainer:
         start: str | None = None,
     ) -> None:
         self.device = choose_device(recipe.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.images, self._kinds = open_datasets(recipe, data)
         if not is_local(output):
             raise UserError(f"{output}: a run folder must be on a local disk in this version")
