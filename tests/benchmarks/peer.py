@@ -88,6 +88,37 @@ def turn_of(process: subprocess.Popen[str]) -> float:
     raise SystemExit(f"{process.args}: ended with status {process.wait()}")
 
 
+def in_turns(
+    commands: dict[str, list[str]], rounds: int, folder: Path, environments: dict[str, dict[str, str]]
+) -> dict[str, list[float]]:
+    """Seconds of the turns of trainings that are started by ``commands`` and wait for each other.
+
+    Each writes to a log of its own in ``folder`` and has its own additions to the environment.
+    """
+    common = {**os.environ, "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
+    running, seconds = {}, {kind: [] for kind in commands}
+    for kind, command in commands.items():
+        with (folder / f"{kind}.log").open("w") as log:
+            running[kind] = subprocess.Popen(
+                command,
+                env={**common, **environments[kind]},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        turn_of(running[kind])  # warm, and now waiting
+    for _ in range(rounds):
+        for kind, process in running.items():
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+            seconds[kind].append(turn_of(process))
+    for process in running.values():
+        process.communicate()
+    return seconds
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", help="Python of an environment with lightly-train")
@@ -111,28 +142,8 @@ def main(arguments: list[str]) -> int:
             "ours": [sys.executable, __file__, *chosen, "--ours", str(dataset), str(folder / "ours")],
             "theirs": [*theirs, "--images", str(options.images), "--out", str(folder / "theirs")],
         }
-        environment = {**os.environ, "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
-        running, seconds = {}, {kind: [] for kind in commands}
-        for kind, command in commands.items():
-            path = {"PYTHONPATH": str(REPOSITORY)} if kind == "ours" else {}
-            with (folder / f"{kind}.log").open("w") as log:
-                running[kind] = subprocess.Popen(
-                    command,
-                    env={**environment, **path},
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    text=True,
-                )
-            turn_of(running[kind])  # warm, and now waiting
-        for _ in range(options.rounds):
-            for kind, process in running.items():
-                assert process.stdin is not None
-                process.stdin.write("\n")
-                process.stdin.flush()
-                seconds[kind].append(turn_of(process))
-        for process in running.values():
-            process.communicate()
+        environments = {"ours": {"PYTHONPATH": str(REPOSITORY)}, "theirs": {}}
+        seconds = in_turns(commands, options.rounds, folder, environments)
     rates = {kind: options.turn * batch / np.array(each) for kind, each in seconds.items()}
     result = {
         "benchmark": "peer",
