@@ -67,6 +67,16 @@ def die_with_launcher(before_exit: Callable[[], None] | None = None, interval: f
         die_with(identity, before_exit, interval)
 
 
+def follow_parents() -> None:
+    """End with the torchrun agent, which starts processes in their own sessions, and with the launcher (agent too)."""
+    under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    agent = os.getppid()
+    if under_torchrun:
+        identity = process_identity(agent)
+        die_with(identity or f"{agent}:gone")
+    die_with_launcher(before_exit=lambda: os.kill(agent, signal.SIGKILL) if under_torchrun else None)
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     """A TCP port that was free a moment ago."""
     with socket.socket() as listener:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import signal
 import sys
 from typing import Any
 
 from foundry.errors import ERROR_FILE_VARIABLE, UserError, run_command
-from foundry.lifetime import die_with, die_with_launcher, process_identity
+from foundry.lifetime import follow_parents
 from foundry.settings import apply_overrides
 
 
@@ -51,20 +50,10 @@ def _datasets(given: list[str]) -> str | dict[str, str]:
     return named
 
 
-def _follow_parents() -> None:
-    """End with the torchrun agent, which starts trainers in their own sessions, and with the launcher (agent too)."""
-    under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    agent = os.getppid()
-    if under_torchrun:
-        identity = process_identity(agent)
-        die_with(identity or f"{agent}:gone")
-    die_with_launcher(before_exit=lambda: os.kill(agent, signal.SIGKILL) if under_torchrun else None)
-
-
 def main(argv: list[str]) -> int:
     """Run the command; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    _follow_parents()
+    follow_parents()
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and (told := _recorded()):
         raise UserError(told)  # starting again mends no error of a person
     from training.recipe import load_recipe

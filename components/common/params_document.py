@@ -50,7 +50,11 @@ def _yaml(value: Any) -> str:
     """A value in YAML's flow style, which JSON is; plain words stay unquoted."""
     if isinstance(value, str) and value.replace("_", "").replace("-", "").isalnum() and not value.isdigit():
         return value
-    return json.dumps(value, ensure_ascii=False, default=list)
+    return json.dumps(value, ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, Settings) else list(value)
 
 
 if __name__ == "__main__":

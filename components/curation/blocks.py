@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 import numpy as np
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -26,6 +28,22 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def spans_of(rows: int, size: int) -> list[slice]:
+    """The blocks of ``size`` rows, the last one shorter."""
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def in_order(executor: ThreadPoolExecutor, waiting: int, work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """What ``work`` makes of ``items``, in their order; at most ``waiting`` results are under way or not consumed."""
+    running: deque[Future[T]] = deque()
+    for item in items:
+        running.append(executor.submit(work, item))
+        if len(running) > waiting:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
+
+
 @contextmanager
 def fixed_blocks(rows: int, size: int, threads: int | None = None) -> Iterator[Blocks]:
     """:class:`Blocks` of ``size`` rows, on ``threads`` threads (default: all cores of this process).
@@ -35,27 +53,18 @@ def fixed_blocks(rows: int, size: int, threads: int | None = None) -> Iterator[B
     """
     from threadpoolctl import threadpool_limits
 
-    spans = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+    spans = spans_of(rows, size)
     count = min(threads or available_cores(), len(spans))
 
     def alone(work: Callable[[slice], T]) -> Iterator[T]:
         return map(work, spans)
-
-    def together(work: Callable[[slice], T]) -> Iterator[T]:
-        running = []
-        for span in spans:
-            running.append(executor.submit(work, span))
-            if len(running) > 2 * count:
-                yield running.pop(0).result()
-        for future in running:
-            yield future.result()
 
     with threadpool_limits(1, user_api="blas"):
         if count <= 1:
             yield alone
         else:
             with ThreadPoolExecutor(count, thread_name_prefix="blocks") as executor:
-                yield together
+                yield lambda work: in_order(executor, 2 * count, work, spans)
 
 
 def by_blocks(work: Callable[[slice], np.ndarray], rows: int, size: int, threads: int | None = None) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 
 from foundry.settings import Settings
 
@@ -65,20 +65,86 @@ class DuplicateConfig(Settings):
     """Cosine of the aligned colour maps of two coloured images; below it they are recoloured variants, not copies."""
 
 
+PASSES = 10
+
+
+class Level(Settings):
+    """One level of a hierarchy of clusters. Written as a number, it has so many clusters and the rest as here."""
+
+    clusters: Positive
+    """Clusters; there are no more than points of the level, and empty ones are dropped."""
+    resampled: Annotated[int, Field(ge=0)] = 0
+    """Members nearest to its centroid that every cluster gives to a resampling pass; about half of the mean size is
+    usual. 0: no resampling."""
+    passes: Annotated[int, Field(ge=1)] = PASSES
+    """Resampling passes after the first clustering."""
+    splits: Positive = 1
+    """Above 1, for very many clusters: ``clusters / splits`` are made first, and each is then split in so many."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Level:
+        if self.splits > 1 and self.resampled:
+            raise ValueError("a level is either resampled or split")
+        if self.splits > self.clusters:
+            raise ValueError(f"{self.splits} splits of {self.clusters} clusters: give at most as many")
+        if self.passes != PASSES and not self.resampled:
+            raise ValueError("passes need a number of members that are resampled")
+        return self
+
+    @model_serializer
+    def _short(self) -> int | dict[str, int]:
+        """The form that people write."""
+        told = {
+            name: value
+            for name, field in type(self).model_fields.items()
+            if (value := getattr(self, name)) != field.default
+        }
+        return told if len(told) > 1 else self.clusters
+
+    @property
+    def steps(self) -> int:
+        """Clusterings that make the level."""
+        return 1 + (self.passes if self.resampled else self.splits > 1)
+
+
 class ClusterConfig(Settings):
     """The hierarchy of concepts that balancing works on."""
 
-    levels: tuple[Positive, ...] = (64, 12)
-    """Clusters of each level, finest first. A small pool gets fewer: at least 8 images, or 3 clusters, for each."""
+    levels: tuple[Level, ...] = (Level(clusters=64), Level(clusters=12))
+    """Clusters of each level, finest first. A small pool gets fewer: at least 8 images, or 3 clusters, for each.
+    In place of a number, ``{clusters: 5000, resampled: 10, passes: 10}``: so many members of every cluster, the nearest
+    to its centroid, are clustered again, so many times; or ``{clusters: 1000000, splits: 100}``: a hundredth as many
+    are made first, and each is then split."""
     iterations: Positive = 50
     """Lloyd iterations at most."""
+    spherical: bool = True
+    """Whether centroids are put back on the unit sphere, on which the points lie."""
     components: Positive = 64
     """Principal components of the descriptor that is clustered."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where distances are computed."""
+    processes: Positive = 1
+    """Processes of this machine that share the clustering, each with a GPU of its own where the device is cuda. The
+    result does not depend on it."""
+    memory_mib: Annotated[int, Field(ge=16)] = 256
+    """Memory that each thread may take for tables of distances and copies of points. A GPU is faster with thousands."""
+
+    @field_validator("levels", mode="before")
+    @classmethod
+    def _numbers(cls, levels: Any) -> Any:
+        if not isinstance(levels, (list, tuple)):
+            return levels
+        numbers = (int, float)
+        return [
+            {"clusters": level} if isinstance(level, numbers) and not isinstance(level, bool) else level
+            for level in levels
+        ]
 
     @field_validator("levels")
     @classmethod
-    def _falling(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
-        if not levels or list(levels) != sorted(levels, reverse=True):
+    def _falling(cls, levels: tuple[Level, ...]) -> tuple[Level, ...]:
+        counts = [level.clusters for level in levels]
+        if not counts or counts != sorted(counts, reverse=True):
             raise ValueError("give at least one level, finest (largest) first, for example [64, 12]")
         return levels
 
@@ -113,5 +179,5 @@ class CurationConfig(Settings):
     """Seed of clustering and drawing."""
 
 
-TRANSIENT = ("decode.workers",)
+TRANSIENT = ("decode.workers", "clusters.processes")
 """Settings that do not change the result."""

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from components.curation.scan import Scan
     from components.curation.shards import Sample
 
-IMAGES_A_CLUSTER, CLUSTERS_A_CLUSTER = 8, 3
-"""Members that a cluster of the first and of a further level should have on average, at least."""
-
 
 def run(config: CurationConfig, inputs: Mapping[str, str], output: Path) -> dict[str, Any]:
     """Curate ``inputs["pool"]`` into ``output``; returns counts and the content digest.
@@ -57,7 +54,7 @@ def run(config: CurationConfig, inputs: Mapping[str, str], output: Path) -> dict
     unique, because = _deduplicate(parts, config, rejections)
     if not len(unique):
         raise UserError(f"{pool.url}: all of its {len(usable)} usable images are copies of {inputs['evaluation']}")
-    drawn, weights, clusters, levels = _balance(scan, unique, config, rejections)
+    drawn, weights, clusters, levels = _balance(scan, unique, config, rejections, work)
 
     rows = sorted(range(len(drawn)), key=lambda place: scan.sha256[drawn[place]])
     samples = [_sample(scan, int(drawn[place])) for place in rows]
@@ -86,7 +83,7 @@ def run(config: CurationConfig, inputs: Mapping[str, str], output: Path) -> dict
         "shards": len(sizes),
         "bytes": int(sum(sample.length for sample in samples)),
     }
-    lasting = config.model_dump(mode="json", exclude={"decode": {"workers"}})
+    lasting = config.model_dump(mode="json", exclude={"decode": {"workers"}, "clusters": {"processes"}})
     digests = {"pool": pool_digest, "config": digest_of(lasting), "content": content}
     dataset.write_description(output, counts, digests, {"config": lasting, "levels": levels})
     shutil.rmtree(work)
@@ -197,24 +194,19 @@ def _deduplicate(
 
 
 def _balance(
-    scan: Scan, unique: np.ndarray, config: CurationConfig, rejections: _Rejections
+    scan: Scan, unique: np.ndarray, config: CurationConfig, rejections: _Rejections, work: Path
 ) -> tuple[np.ndarray, np.ndarray, list[str], list[int]]:
     """(pool rows drawn, how often each, its cluster path 'top/.../finest', clusters of each level, finest first)."""
     import numpy as np
 
+    from components.curation.clustering import cluster_here
     from components.curation.embedding import embed
-    from components.curation.kmeans import hierarchical_kmeans
+    from components.curation.hierarchy import fitted
     from components.curation.sampling import balanced_sample
 
-    wanted, available, share = [], len(unique), IMAGES_A_CLUSTER
-    for level in config.clusters.levels:
-        available = max(1, min(level, available // share))
-        wanted.append(available)
-        share = CLUSTERS_A_CLUSTER
-    vectors = embed(scan.grey[unique], scan.colour[unique], config.clusters.components)
-    hierarchy = hierarchical_kmeans(
-        vectors, wanted, seed=config.seed, iterations=config.clusters.iterations, spherical=True
-    )
+    clusters = config.clusters.model_copy(update={"levels": fitted(config.clusters.levels, len(unique))})
+    vectors = embed(scan.grey[unique], scan.colour[unique], clusters.components)
+    hierarchy = cluster_here(vectors, clusters, config.seed, work / "clusters")
     paths = hierarchy.paths()
     balance = config.balance
     target = balance.size or max(1, round(balance.fraction * len(unique)))
@@ -262,7 +254,7 @@ def _environment(config: CurationConfig) -> dict[str, Any]:
     """Facts that decide pixels and floating-point results."""
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("numpy", "pillow", "opencv-python-headless")}
+    return {name: version(name) for name in ("numpy", "torch", "pillow", "opencv-python-headless")}
 
 
 def _disk_bytes(config: CurationConfig, inputs: Mapping[str, str]) -> int:

@@ -144,6 +144,8 @@ def test_the_dataset_is_the_same_for_any_number_of_workers_and_any_packing(pool:
         curate(pool, tmp_path / str(workers), decode={"workers": workers})
         made[workers] = files_of(tmp_path / str(workers))
     assert made[1] == made[2] == made[4]
+    curate(pool, tmp_path / "shared", clusters={"processes": 2})
+    assert files_of(tmp_path / "shared") == made[1]
     archive = tmp_path / "pool.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         for path in sorted(pool.rglob("*"), reverse=True):
