@@ -9,9 +9,7 @@ import numpy as np
 from components.curation.blocks import by_blocks
 
 BLOCK = 512
-"""Images described, or compared with all others, at a time."""
-TABLE = 1 << 24
-"""Similarities held at a time by one thread; fewer images are compared at once where there are many others."""
+"""Images described at a time."""
 BINS = 8
 """Orientations of the gradient histograms, over half a turn."""
 SCALE = np.float32(1 / 255)
@@ -77,23 +75,6 @@ def _histogram(values: np.ndarray, bins: int, weights: np.ndarray | None = None)
     return counts.reshape(len(values), bins).astype(np.float32)
 
 
-def nearest_neighbours(rows: np.ndarray, count: int, threads: int | None = None) -> np.ndarray:
-    """The ``count`` nearest others of each of ``rows`` (n, d) unit vectors by cosine, brute force: (n, count) int64.
-
-    In no order among themselves; fewer where there are not so many others.
-    """
-    count = min(count, len(rows) - 1)
-    if count < 1:
-        return np.zeros((len(rows), 0), np.int64)
-
-    def search(span: slice) -> np.ndarray:
-        similarity = rows[span] @ rows.T
-        similarity[np.arange(span.stop - span.start), np.arange(span.start, span.stop)] = -np.inf
-        return np.argpartition(-similarity, count - 1, axis=1)[:, :count].astype(np.int64)
-
-    return by_blocks(search, len(rows), max(16, min(BLOCK, TABLE // len(rows))), threads)
-
-
 def candidate_pairs(
     grey: np.ndarray, colour: np.ndarray, hashes: np.ndarray, neighbours: int, threads: int | None = None
 ) -> np.ndarray:
@@ -101,14 +82,18 @@ def candidate_pairs(
 
     Neighbours by shape, and by shape and palette together (a grey copy keeps the one, a framed copy the other); and
     images of equal difference hash, each with the next, which ties large groups of plain copies together even where
-    they outnumber the neighbours.
+    they outnumber the neighbours. Few images are all compared with all; of many the neighbours are searched for.
     """
+    from components.curation.compute import Compute
+    from components.curation.neighbours import neighbours as nearest
+
     if len(grey) < 2:
         return np.zeros((0, 2), np.int64)
     shape = by_blocks(lambda span: shape_descriptor(grey[span]), len(grey), BLOCK, threads)
     palette = by_blocks(lambda span: palette_descriptor(grey[span], colour[span]), len(grey), BLOCK, threads)
     both = unit(np.concatenate([shape, palette], axis=1))
-    found = [_pairs(nearest_neighbours(rows, neighbours, threads)) for rows in (shape, both)]
+    compute = Compute(threads=threads)
+    found = [_pairs(nearest(rows, neighbours, compute=compute).index) for rows in (shape, both)]
     order = np.argsort(hashes, kind="stable")
     equal = hashes[order][1:] == hashes[order][:-1]
     found.append(np.stack([order[:-1][equal], order[1:][equal]], axis=1))
@@ -117,7 +102,7 @@ def candidate_pairs(
 
 def _pairs(neighbours: np.ndarray) -> np.ndarray:
     rows = np.repeat(np.arange(len(neighbours)), neighbours.shape[1])
-    return np.stack([rows, neighbours.ravel()], axis=1)
+    return np.stack([rows, neighbours.ravel().astype(np.int64)], axis=1)
 
 
 def _unique(pairs: Iterable[np.ndarray], count: int) -> np.ndarray:

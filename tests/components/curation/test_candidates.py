@@ -5,11 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from components.curation import candidates
+from components.curation import neighbours
 from components.curation.candidates import (
     candidate_pairs,
     gradient_histograms,
-    nearest_neighbours,
     palette_descriptor,
     shape_descriptor,
 )
@@ -46,20 +45,6 @@ def test_a_mirror_image_has_the_same_descriptors() -> None:
     )
 
 
-def test_neighbours_equal_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sklearn.neighbors import NearestNeighbors
-
-    monkeypatch.setattr(candidates, "BLOCK", 32)
-    rows = np.random.default_rng(1).normal(size=(150, 20)).astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    expected = NearestNeighbors(n_neighbors=8, metric="cosine").fit(rows).kneighbors(return_distance=False)
-    for threads in (1, 3):
-        found = nearest_neighbours(rows, 8, threads)
-        assert [set(row) for row in found.tolist()] == [set(row) for row in expected.tolist()]
-    assert nearest_neighbours(rows[:1], 8).shape == (1, 0)
-    assert nearest_neighbours(rows[:3], 8).shape == (3, 2)
-
-
 def test_pairs_are_sorted_unique_and_hold_every_kind_of_copy() -> None:
     pieces = crops(40)
     grey_copy = np.repeat(pieces[0].mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
@@ -69,6 +54,43 @@ def test_pairs_are_sorted_unique_and_hold_every_kind_of_copy() -> None:
     codes = list(map(tuple, pairs.tolist()))
     assert codes == sorted(set(codes)) and all(i < j for i, j in codes)
     assert {(0, 40), (1, 41), (2, 42)} <= set(codes)
+
+
+def test_candidates_are_the_nearest_by_both_descriptors() -> None:
+    from sklearn.neighbors import NearestNeighbors
+
+    grey, colour, hashes = measured(crops(60))
+    shape, palette = shape_descriptor(grey), palette_descriptor(grey, colour)
+    expected = set()
+    for rows in (shape, np.concatenate([shape, palette], axis=1)):
+        index = NearestNeighbors(n_neighbors=6, metric="cosine").fit(rows).kneighbors(return_distance=False)
+        expected |= {(min(i, j), max(i, j)) for i, others in enumerate(index.tolist()) for j in others}
+    for threads in (1, 3):
+        assert set(map(tuple, candidate_pairs(grey, colour, hashes, 6, threads).tolist())) == expected
+
+
+def test_of_a_large_pool_almost_all_candidates_are_found_without_comparing_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    concepts = generator.integers(0, 256, (60, 8, 8, 3))
+    pieces = [
+        np.clip(np.kron(concept, np.ones((8, 8, 1))) + generator.normal(size=(64, 64, 3)) * 40, 0, 255).astype(np.uint8)
+        for concept in np.repeat(concepts, 12, axis=0)
+    ]
+    images = measured(pieces)
+    exact = set(map(tuple, candidate_pairs(*images, neighbours=8).tolist()))
+    monkeypatch.setattr(neighbours, "EXACT", 500)
+    monkeypatch.setattr(neighbours, "FIRST", 32)
+    searched, compared = neighbours.neighbours, []
+
+    def counting(rows: np.ndarray, *arguments: object, **options: object) -> neighbours.Neighbours:
+        found = searched(rows, *arguments, **options)  # type: ignore[arg-type]
+        compared.append(found.compared)
+        return found
+
+    monkeypatch.setattr(neighbours, "neighbours", counting)
+    found = set(map(tuple, candidate_pairs(*images, neighbours=8).tolist()))
+    assert len(compared) == 2 and max(compared) < 0.7
+    assert len(found & exact) >= 0.98 * len(exact)
 
 
 def test_plain_copies_are_tied_together_even_beyond_the_neighbours() -> None:
