@@ -253,6 +253,24 @@ class WarmStart(Settings):
     """The updates are multiplied by this over the rank."""
 
 
+class Mix(Settings):
+    """How the parts of one dataset fill the steps. Parts are ``balanced``, ``retrieved:NAME`` and ``raw:NAME``."""
+
+    weights: dict[str, Annotated[float, Field(ge=0.0)]] = {}
+    """Share of the images of a step that each part gives, relative to the others (part: number). Empty: every part that
+    has no steps of its own, by its size."""
+    homogeneous: dict[str, Fraction] = {}
+    """Share of the steps that hold images of this part only (part: number). The others are drawn by the weights."""
+
+    @model_validator(mode="after")
+    def _leaves_steps(self) -> Mix:
+        if sum(self.homogeneous.values()) > 1 + 1e-9:
+            raise ValueError("the shares of homogeneous steps are more than 1 together")
+        if self.weights and not any(self.weights.values()):
+            raise ValueError("all weights are 0")
+        return self
+
+
 class Mixed(Settings):
     """One kind of step in a run over several datasets."""
 
@@ -325,7 +343,9 @@ class Recipe(Settings):
     """Parts of a process's share of the batch that are computed one after the other, to save memory. Targets, masks and
     KoLeo are those of the whole batch all the same."""
     mixture: tuple[Mixed, ...] = ()
-    """Kinds of steps where the run reads several datasets; empty: one dataset, one kind."""
+    """Kinds of steps where the run reads several datasets; empty: one dataset, mixed as ``mix`` says."""
+    mix: Mix | None = None
+    """How the parts of the dataset fill the steps; as its own dataset.json says where not given."""
     model: Description | None = None
     """Architecture; taken from the teacher's run (stage gram) or the warm start's backbone where not given."""
     warm_start: WarmStart | None = None
@@ -382,6 +402,8 @@ class Recipe(Settings):
         anchored = isinstance(self.losses.gram, Schedule) or self.losses.gram > 0
         if self.stage == "gram" and not (anchored and all(sizes.gram_size for sizes in self.crops.sizes())):
             raise ValueError("stage gram needs losses.gram > 0 and crops.gram_size > 0")
+        if self.mixture and self.mix is not None:
+            raise ValueError("mix is for the parts of one dataset; with 'mixture' each gives by its own weights")
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} is not a multiple of accumulate {self.accumulate}")
         if self.batch % self.losses.koleo_group and self.losses.koleo:

@@ -17,9 +17,10 @@ from foundry.errors import UserError
 from foundry.images import open_image
 from training.data.augment import MultiCrop, Views, shrinkage
 from training.data.masks import step_masks
+from training.data.mix import Kind, kinds_of
 from training.data.randomness import Purpose, stream
 from training.data.sampler import MixedOrders, OneOrder, Order, Steps, StepSampler
-from training.data.shards import Images
+from training.data.shards import Images, ShardDataset
 from training.objectives.ibot import mask_weights
 from training.recipe import CropSizes, Recipe
 
@@ -182,14 +183,27 @@ def _start_worker(_: int) -> None:
 
 
 def step_order(images: Images, recipe: Recipe, kinds: list[np.ndarray] | None = None) -> Steps:
-    """Which images each step takes. ``kinds``: of a mixture, the images of each of its kinds."""
-    if not kinds:
-        return OneOrder(Order(len(images), recipe.seed, images.weights), recipe.batch)
+    """Which images each step takes. ``kinds``: of a mixture of datasets, the images of each of its kinds.
+
+    Without a mixture the steps follow ``recipe.mix`` or, where that is not given, the mix of the dataset itself. Raises
+    :class:`UserError` where that names a part which the dataset does not have.
+    """
+    if kinds:
+        weights = images.weights
+        found = [
+            Kind(mixed.share, members, weights[members]) for mixed, members in zip(recipe.mixture, kinds, strict=True)
+        ]
+    else:
+        assert isinstance(images, ShardDataset)
+        found = kinds_of(recipe.mix or images.mix, images.parts, images.draws, images.folder)
+        if len(found) == 1 and len(found[0].members) == len(images):
+            return OneOrder(Order(len(images), recipe.seed, found[0].weights), recipe.batch)
     orders = [
-        Order(len(members), recipe.seed + 7919 * number, images.weights[members])
-        for number, members in enumerate(kinds, start=1)
+        Order(len(kind.members), recipe.seed + 7919 * number, kind.weights)
+        for number, kind in enumerate(found, start=1)
     ]
-    return MixedOrders(orders, kinds, [mixed.share for mixed in recipe.mixture], recipe.batch, recipe.seed)
+    shares = [kind.share for kind in found]
+    return MixedOrders(orders, [kind.members for kind in found], shares, recipe.batch, recipe.seed)
 
 
 def colours_by_device(recipe: Recipe, device: torch.device) -> bool:

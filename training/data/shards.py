@@ -11,9 +11,13 @@ from typing import Any
 import numpy as np
 
 from foundry.errors import UserError
+from foundry.settings import load_settings
 from foundry.storage import filesystem, is_local, local_path
+from training.data.mix import BALANCED, part_weights
+from training.recipe import Mix
 
-SCHEMA = 1
+SCHEMAS = (1, 2)
+"""Versions of a dataset's layout that are read. Datasets of version 1 have the balanced part only."""
 OPEN_SHARDS = 256
 """Files that a process keeps open; the one opened first is closed for another."""
 
@@ -32,13 +36,15 @@ class ShardDataset:
         self.folder = str(folder).rstrip("/")
         self._local = is_local(self.folder)
         description = json.loads(self._read_whole("dataset.json"))
-        if description.get("schema") != SCHEMA:
+        if description.get("schema") not in SCHEMAS:
             raise UserError(
-                f"{self.folder}/dataset.json: schema {description.get('schema')} is not the one this version reads "
-                f"({SCHEMA}); curate the pool again"
+                f"{self.folder}/dataset.json: schema {description.get('schema')} is none that this version reads "
+                f"({', '.join(map(str, SCHEMAS))}); curate the pool again"
             )
         self.digest: str = description["digests"]["content"]
-        columns = ["key", "shard", "offset", "length", "weight"]
+        self.mix = load_settings(Mix, description.get("mix", {}), f"{self.folder}/dataset.json, mix")
+        parted = description["schema"] > 1
+        columns = ["key", "shard", "offset", "length", "weight", *(["parts"] if parted else [])]
         if self._local:
             table = parquet.read_table(local_path(self.folder) / "samples.parquet", columns=columns)
         else:
@@ -56,7 +62,8 @@ class ShardDataset:
         self._shard = places[np.concatenate([chunk.indices.to_numpy() for chunk in named.chunks])]
         self._offset = table["offset"].to_numpy().astype(np.int64)
         self._length = table["length"].to_numpy().astype(np.int64)
-        self.weights: np.ndarray = table["weight"].to_numpy().astype(np.float64)
+        self.draws: np.ndarray = table["weight"].to_numpy().astype(np.float64)
+        self.parts = _members(table["parts"]) if parted else {BALANCED: np.arange(len(self._offset))}
         self._handles: dict[int, int] = {}
         self._owner = os.getpid()
         self._system: Any = None
@@ -67,6 +74,11 @@ class ShardDataset:
 
     def __len__(self) -> int:
         return len(self._offset)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """How often each image is seen relative to the others, (n,) float64, where all steps are of one kind."""
+        return part_weights(self.parts, self.draws, self.mix.weights)
 
     def key(self, index: int) -> str:
         """The name of image ``index``."""
@@ -116,6 +128,16 @@ class ShardDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": {}, "_system": None, "_owner": -1}
+
+
+def _members(column: Any) -> dict[str, np.ndarray]:
+    """The numbers of the images of each part, (m,) int64, from a column of lists of part names."""
+    import pyarrow.compute as compute
+
+    column = column.combine_chunks()
+    image, names = compute.list_parent_indices(column).to_numpy(), compute.list_flatten(column).dictionary_encode()
+    places = names.indices.to_numpy()
+    return {name: image[places == number] for number, name in enumerate(names.dictionary.to_pylist())}
 
 
 class ShardCache:
