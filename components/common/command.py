@@ -55,10 +55,10 @@ def parse_inputs(step: Step, arguments: Sequence[str]) -> dict[str, str]:
         name, separator, url = argument.partition("=")
         if not separator:
             raise UserError(f"--input {argument}: write it as NAME=URL")
-        spec = step.input(name)
-        if spec.name in inputs:
+        step.input(name)
+        if name in inputs:
             raise UserError(f"--input {argument}: '{name}' is given twice")
-        inputs[spec.name] = url
+        inputs[name] = url
     return inputs
 
 

@@ -141,6 +141,10 @@ def _resolve_input(step: str, spec: InputSpec, value: str, store: Store) -> tupl
         row = describe_input(spec, value)
     except UserError as error:
         raise UserError(f"{step}: input {spec.name}={value}: {str(error).removeprefix(f'{value}: ')}") from None
+    if spec.kind == "model":
+        from components.common.model_inputs import network_folder
+
+        return str(network_folder(row.url)), row
     if spec.kind == "text" or not is_local(value):
         return value, row
     return str(local_path(value).absolute()), row
@@ -150,6 +154,12 @@ def describe_input(spec: InputSpec, value: str) -> InputRow:
     """The manifest's row for an input that is not ``sample:``. Raises :class:`UserError` where it cannot be used."""
     if spec.kind == "text":
         return InputRow(digest=digest_of(value), url=value)
+    if spec.kind == "model":
+        from components.common.model_inputs import network_folder, settled
+        from components.common.networks import network_digest
+
+        named = settled(value)
+        return InputRow(digest=network_digest(network_folder(named)), url=named)
     if spec.digest is not None:
         return InputRow(digest=spec.digest(value), url=value)
     if is_local(value):
@@ -206,6 +216,11 @@ def _resolve_sample(step: str, url: str, store: Store) -> tuple[str, InputRow]:
     folder = SAMPLE_FOLDERS[url]
     row = InputRow(digest=manifest.digest_under(folder), url=url, step="sample", fingerprint=outcome.fingerprint)
     return str(outcome.path / folder), row
+
+
+def sample_folder(url: str) -> str:
+    """``url``, or the folder of the embedded sample that it names."""
+    return _resolve_sample("sample", url, Store())[0] if url.startswith(SAMPLE) else url
 
 
 def _reuse(step: Step, result: Result) -> None:

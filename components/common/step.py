@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Literal
 from foundry.errors import UserError
 from foundry.settings import Settings
 
-InputKind = Literal["result", "url", "text"]
+InputKind = Literal["result", "url", "model", "text"]
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,9 @@ class InputSpec:
     """One named input of a step.
 
     ``kind`` says how it is checked and how its digest is found: ``result`` is a folder that a step made (it has a
-    ``manifest.json``), ``url`` anything that fsspec reaches, or ``sample:``; ``text`` is a plain value, itself its
-    digest (the champion's registry digest, for example).
+    ``manifest.json``), ``url`` anything that fsspec reaches, or ``sample:``; ``model`` a network (a training run, a
+    folder in the Hugging Face layout or ``models:/NAME@ALIAS``; ``run`` gets the folder of its weights); ``text`` is a
+    plain value, itself its digest (the champion's registry digest, for example).
     """
 
     name: str
@@ -30,6 +32,27 @@ class InputSpec:
     digest: Callable[[str], str] | None = None
     """``digest(url)`` names what is at the URL, where the plain content of its files is not what counts (a list of
     URLs, a folder with unreadable files). It raises :class:`UserError` where nothing is there."""
+    several: bool = False
+    """Whether there may be several, each with a label: ``run`` gets them as ``NAME.LABEL`` (see :func:`labelled`)."""
+
+
+def labelled(value: str) -> dict[str, str]:
+    """``LABEL=URL;LABEL=URL`` as a mapping; a URL without a label is called after its last part.
+
+    Raises :class:`UserError` for a label that is given twice or is none (letters, digits, ``_`` and ``-``).
+    """
+    found: dict[str, str] = {}
+    for entry in filter(None, map(str.strip, value.split(";"))):
+        given = re.match(r"([A-Za-z0-9_-]+)=(.+)", entry)
+        url = given[2] if given else entry
+        last = re.split(r"[/:\\]", url.partition("?")[0].rstrip("/:"))[-1]
+        label = given[1] if given else re.sub(r"[^A-Za-z0-9_-]+", "-", last.partition(".")[0]).strip("-")
+        if not label:
+            raise UserError(f"{entry}: give it a name, as in NAME={url}")
+        if label in found:
+            raise UserError(f"{entry}: '{label}' is given twice; give each its own name, as in NAME={url}")
+        found[label] = url
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +89,10 @@ class Step:
     """Whether each call has a tracking run (False for the making of the embedded sample)."""
 
     def input(self, name: str) -> InputSpec:
-        """The input called ``name``. Raises :class:`UserError` naming the nearest one."""
+        """The input called ``name`` (or ``NAME.LABEL``). Raises :class:`UserError` naming the nearest one."""
+        family, dot, _ = name.partition(".")
         for spec in self.inputs:
-            if spec.name == name:
+            if spec.name == name or (dot and spec.several and spec.name == family):
                 return spec
         names = [spec.name for spec in self.inputs]
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
@@ -76,10 +100,20 @@ class Step:
         raise UserError(f"{self.name}: no input named '{name}'; {hint}")
 
     def check_inputs(self, inputs: Mapping[str, str]) -> dict[str, str]:
-        """``inputs`` without the optional ones left empty (or ``none``). Unknown or missing ones: UserError."""
-        for name in inputs:
-            self.input(name)
-        given = {name: str(value) for name, value in inputs.items() if str(value) not in ("", "none", "None")}
+        """``inputs`` without the optional ones left empty (or ``none``), of several each by its ``NAME.LABEL``.
+
+        Raises :class:`UserError` for unknown and for missing ones.
+        """
+        given: dict[str, str] = {}
+        for name, value in inputs.items():
+            spec, text = self.input(name), str(value)
+            if text in ("", "none", "None"):
+                continue
+            several = spec.several and name == spec.name
+            own = {f"{name}.{label}": url for label, url in labelled(text).items()} if several else {name: text}
+            if twice := sorted(own.keys() & given.keys()):
+                raise UserError(f"{self.name}: input '{twice[0]}' is given twice")
+            given |= own
         for spec in self.inputs:
             if spec.required and spec.name not in given:
                 raise UserError(

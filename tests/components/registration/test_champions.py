@@ -117,3 +117,17 @@ def test_a_tracking_server_serves_as_registry(mlflow_server, line, register, fre
     assert version.metadata["digest"] == rows["vit"]["digest"] == folder_digest(version.export)
     assert [move.action for move in ModelRegistry().history("dino-foundry-vit")] == ["verdict"]
     assert not list((fresh_home / "mlflow").glob("*.db")), "nothing is kept on this side"
+
+
+def test_an_alias_is_an_input_of_steps_by_its_version(registered):
+    from components.common.execution import describe_input
+    from components.common.model_inputs import network_folder
+    from components.common.networks import network_digest
+    from components.common.step import InputSpec
+    from training.models.interchange import load_export
+
+    row = describe_input(InputSpec("backbone", "a network", kind="model"), "models:/shared-vit@champion")
+    assert row.url == "models:/shared-vit/1"
+    folder = network_folder(row.url)
+    assert row.digest == network_digest(folder)
+    load_export(folder)
