@@ -34,7 +34,7 @@ def compile_line(params: Params, path: Path, image: str | None = None) -> Path:
 
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(None):
         fresh = Path(scratch) / "line.yaml"
-        compiler.Compiler().compile(line_pipeline(params), str(fresh))
+        compiler.Compiler().compile(line_pipeline(params, params.curation.embedding.fan_out), str(fresh))
         write_atomically(path, _HEADER + _without_header(fresh.read_text(encoding="utf-8")))
     return path
 

@@ -11,7 +11,7 @@ from typing import Any
 from kfp import dsl, kubernetes
 
 from components.common.params import Params
-from components.curation.component import curate
+from components.curation.component import curate, embed
 from components.deployment.component import deploy
 from components.distillation.component import distil
 from components.evaluation.component import evaluate
@@ -34,8 +34,8 @@ CLUSTER_VARIABLES = ("FOUNDRY_HOME", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_N
 """Keys read from that ConfigMap, under the same names."""
 
 
-def line_pipeline(params: Params) -> Any:
-    """The pipeline, with ``params`` as the defaults of its parameters.
+def line_pipeline(params: Params, pods: int = 0) -> Any:
+    """The pipeline, with ``params`` as the defaults of its parameters. ``pods``: that embed the pool side by side.
 
     Returns a KFP graph component: call it to run it locally, or give it to the compiler.
     """
@@ -45,6 +45,10 @@ def line_pipeline(params: Params) -> Any:
     def line(
         images: str = params.inputs.images,
         labels: str = params.inputs.evaluation,
+        backbone: str = params.inputs.backbone,
+        embeddings: str = params.inputs.embeddings,
+        seeds: str = params.inputs.seeds,
+        raw: str = params.inputs.raw,
         curation: dict = section["curation"],
         pretraining: dict = section["pretraining"],
         refinement: dict = section["refinement"],
@@ -66,6 +70,10 @@ def line_pipeline(params: Params) -> Any:
         Args:
             images: Folder, archive or fsspec URL of unlabelled images; 'sample:' is the embedded sample.
             labels: Labelled images to measure with (URL); 'none', or 'auto' for the sample's own.
+            backbone: Network whose embeddings tell concepts apart (folder or models:/NAME@ALIAS); may be empty.
+            embeddings: Folder of embeddings in place of a backbone; may be empty.
+            seeds: Images whose like are retrieved from the images (URL, or NAME=URL;NAME=URL); may be empty.
+            raw: Datasets that are taken as they are (URL, or NAME=URL;NAME=URL); may be empty.
             curation: Settings of curation (section 'curation' of params.yaml).
             pretraining: Settings of pretraining: recipe, processes, overrides.
             refinement: Settings of refinement: recipe, processes, overrides.
@@ -75,7 +83,14 @@ def line_pipeline(params: Params) -> Any:
             deployment: Settings of deployment: which server, which gate.
             volume: Name of the ReadWriteMany volume claim that the steps share on a cluster.
         """
-        curated = curate(config=curation, pool=images, evaluation=labels)
+        sources = {"pool": images, "evaluation": labels, "backbone": backbone, "embeddings": embeddings}
+        sources |= {"seeds": seeds, "raw": raw}
+        if pods:
+            with dsl.ParallelFor(list(range(pods)), name="embed-the-pool") as part:
+                share = embed(config=curation, pool=images, backbone=backbone, part=part, parts=pods)
+                _settle(share, volume)
+            sources["embedded"] = dsl.Collected(share.output)
+        curated = curate(config=curation, **sources)
         teacher = pretrain(config=pretraining, dataset=curated.outputs["dataset"], evaluation=labels)
         refined = refine(
             config=refinement,

@@ -33,6 +33,10 @@ STATIONS = (
 )
 
 
+EMBED = Station("embed", None, "embedding: a share of the pool", "2", "4G")
+"""The node of which there are as many as ``curation.embedding.fan_out`` says; none by default."""
+
+
 def station(task: str) -> Station:
     """The station whose node in the graph is called ``task``."""
-    return next(found for found in STATIONS if found.task == task)
+    return next(found for found in (*STATIONS, EMBED) if found.task == task)

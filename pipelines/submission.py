@@ -77,17 +77,16 @@ def submit_line(params: Params, destination: Destination, image: str | None = No
 
 def _check_reachable_inputs(params: Params) -> None:
     """A folder of this machine means nothing to a pod."""
-    for name in ("images", "evaluation"):
-        url = getattr(params.inputs, name)
-        if (
-            "://" not in url
-            and url not in ("sample:", "sample:evaluation", "auto", "none", "")
-            and not url.startswith("/foundry/")
-        ):
-            raise UserError(
-                f"submit: inputs.{name}={url}: a path of this machine; pods need a URL (s3://bucket/folder) or a path "
-                "below /foundry, their shared volume"
-            )
+    from components.common.step import labelled
+
+    for name, value in params.inputs.model_dump().items():
+        for url in labelled(value).values() if name in ("seeds", "raw") else [value]:
+            known = url in ("sample:", "sample:evaluation", "auto", "none", "")
+            if not known and "://" not in url and not url.startswith(("/foundry/", "models:/")):
+                raise UserError(
+                    f"submit: inputs.{name}={url}: a path of this machine; pods need a URL (s3://bucket/folder) or a "
+                    "path below /foundry, their shared volume"
+                )
 
 
 def _reason(error: BaseException) -> str:

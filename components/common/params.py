@@ -25,6 +25,15 @@ class InputsConfig(Settings):
     evaluation: str = "auto"
     """Folder or URL of labelled images for the evaluation. ``auto``: the sample's own where images is ``sample:``, else
     none; ``none``: no labels."""
+    backbone: str = ""
+    """Network whose embeddings tell concepts apart in curation: a training run, a Hugging Face folder or
+    ``models:/NAME@ALIAS``; empty: none."""
+    embeddings: str = ""
+    """Folder of embeddings in place of a backbone (docs/data.md)."""
+    seeds: str = ""
+    """Images whose like are retrieved from the images: a URL, or several as ``NAME=URL;NAME=URL``."""
+    raw: str = ""
+    """Datasets that are taken as they are: a URL, or several as ``NAME=URL;NAME=URL``."""
 
     def evaluation_url(self) -> str | None:
         """``evaluation`` resolved: a URL, or None where there are no labels."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_serializer, model_validator
 
 from foundry.settings import Settings
+from training.recipe import Mix, Recipe, load_recipe
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -107,6 +108,55 @@ class Level(Settings):
         return 1 + (self.passes if self.resampled else self.splits > 1)
 
 
+class BootstrapConfig(Settings):
+    """A small backbone trained on the pool itself first, where no backbone and no embeddings are given."""
+
+    enabled: bool = False
+    """Whether to train one; otherwise a descriptor made by hand stands in for it."""
+    recipe: str = "laptop"
+    """Name of a recipe in training/recipes, or a YAML file. Its crops and patches grow with the images of the pool."""
+    overrides: dict[str, Any] = {}
+    """Changes to the recipe, nested as in its file; they also overrule what follows from the pool."""
+
+    def resolved_recipe(self) -> Recipe:
+        """The recipe with the overrides, before it is fitted to a pool. Raises :class:`UserError` for a wrong one."""
+        return load_recipe(self.recipe, self.overrides)
+
+
+class EmbeddingConfig(Settings):
+    """What concepts are told apart by, where a backbone or embeddings are given."""
+
+    bootstrap: BootstrapConfig = BootstrapConfig()
+    """A small backbone trained on the pool itself first, where no backbone and no embeddings are given."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Numbers that embeddings are kept in."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network runs; auto: on a GPU where there is one."""
+    processes: Annotated[int, Field(ge=0)] = 0
+    """Processes that embed; 0: one for each core, or one where there is a GPU. The result does not depend on it."""
+    fan_out: Annotated[int, Field(ge=0)] = 0
+    """Pods that embed the pool side by side before curation on a cluster; 0: curation embeds it itself."""
+
+
+class RetrievalConfig(Settings):
+    """How the pool's images that are like those of a seed set are found (Oquab et al. 2023, appendix A)."""
+
+    mode: Literal["sample", "cluster"] = "sample"
+    """sample: the nearest images of every seed, for large seed sets. cluster: images of the clusters that seeds fall
+    into, for small ones."""
+    neighbours: Positive = 4
+    """Sample mode: images for each seed. An image that several seeds ask for goes to the nearest of them, and the
+    others take their next nearest."""
+    clusters: Positive = 100_000
+    """Cluster mode: clusters that the pool is divided into. A small pool gets fewer: at least 8 images for each."""
+    min_hits: Positive = 4
+    """Cluster mode: seeds that must fall into a cluster for it to be kept."""
+    images: Positive = 10_000
+    """Cluster mode: images drawn from a kept cluster at most."""
+    limit: Positive = 1_000_000
+    """Images for the whole seed set at most: the nearest ones (sample), or drawn by chance (cluster)."""
+
+
 class ClusterConfig(Settings):
     """The hierarchy of concepts that balancing works on."""
 
@@ -120,7 +170,7 @@ class ClusterConfig(Settings):
     spherical: bool = True
     """Whether centroids are put back on the unit sphere, on which the points lie."""
     components: Positive = 64
-    """Principal components of the descriptor that is clustered."""
+    """Principal components of the descriptor made by hand; embeddings of a backbone are clustered as they are."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where distances are computed."""
     processes: Positive = 1
@@ -152,6 +202,8 @@ class ClusterConfig(Settings):
 class BalanceConfig(Settings):
     """How the dataset is drawn from the deduplicated images, evenly over the clusters of each level."""
 
+    enabled: bool = True
+    """Whether there is a balanced part; without it the dataset is what was retrieved and what is taken as it is."""
     fraction: Annotated[float, Field(gt=0)] = 0.9
     """Size of the dataset over the number of deduplicated images. 1 keeps all; more needs ``copies`` above 1."""
     size: Positive | None = None
@@ -169,15 +221,23 @@ class CurationConfig(Settings):
     """Which decoded images are of use."""
     duplicates: DuplicateConfig = DuplicateConfig()
     """Which images count as copies of one picture."""
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    """What concepts are told apart by."""
     clusters: ClusterConfig = ClusterConfig()
     """The hierarchy of concepts."""
     balance: BalanceConfig = BalanceConfig()
-    """How the dataset is drawn."""
+    """How the balanced part is drawn."""
+    retrieval: RetrievalConfig = RetrievalConfig()
+    """How images like those of the seed sets are found."""
+    retrieval_of: dict[str, RetrievalConfig] = {}
+    """The same for single seed sets, by their names, in place of ``retrieval``."""
+    mix: Mix = Mix()
+    """How the parts of the dataset (balanced, retrieved:NAME, raw:NAME) fill the steps of a training."""
     shard_mib: Positive = 256
     """Size of a shard at most, where no single image is larger."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of clustering and drawing."""
 
 
-TRANSIENT = ("decode.workers", "clusters.processes")
+TRANSIENT = ("decode.workers", "clusters.processes", "embedding.processes", "embedding.fan_out")
 """Settings that do not change the result."""

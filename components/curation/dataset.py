@@ -17,8 +17,8 @@ from foundry.storage import write_atomically
 if TYPE_CHECKING:
     from pyarrow import Schema, Table
 
-SCHEMA = 1
-"""Version of the curated dataset's layout."""
+SCHEMA = 2
+"""Version of the curated dataset's layout. Version 1, which has the balanced part only, is read too."""
 SHARDS = "shards"
 
 
@@ -40,6 +40,7 @@ def samples_schema() -> Schema:
             ("cluster", arrow.string()),
             ("weight", arrow.float64()),
             ("kept_because", arrow.string()),
+            ("parts", arrow.list_(arrow.string())),
         ]
     )
 
@@ -57,6 +58,7 @@ def samples_table(
     clusters: Sequence[str],
     weights: Sequence[float],
     kept_because: Sequence[str],
+    parts: Sequence[Sequence[str]],
 ) -> Table:
     """``samples.parquet`` in memory; all arguments in one order."""
     import pyarrow as arrow
@@ -75,21 +77,27 @@ def samples_table(
             "cluster": cluster,
             "weight": weight,
             "kept_because": because,
+            "parts": own,
         }
-        for sample, place, cluster, weight, because in zip(
-            samples, places, clusters, weights, kept_because, strict=True
+        for sample, place, cluster, weight, because, own in zip(
+            samples, places, clusters, weights, kept_because, parts, strict=True
         )
     ]
     return arrow.Table.from_pylist(rows, schema=samples_schema())
 
 
-def content_digest(samples: Table) -> str:
-    """The digest that names a dataset: sha256 over the rows (key, image sha256, source, cluster, weight) as canonical
-    JSON, one a line, sorted by key. Neither Parquet bytes nor the layout of shards count."""
-    columns = [samples[name].to_pylist() for name in ("key", "sha256", "source", "cluster", "weight")]
+def content_digest(samples: Table, mix: Mapping[str, Any] | None) -> str:
+    """The digest that names a dataset: sha256 over the rows (key, image sha256, source, cluster, weight, parts) and the
+    mix behind them as canonical JSON, one a line, rows sorted by key. Neither Parquet bytes nor shards' layout count.
+
+    ``mix`` None: of a dataset of version 1, whose rows end with the weight.
+    """
+    names = ["key", "sha256", "source", "cluster", "weight", *([] if mix is None else ["parts"])]
     digest = hashlib.sha256()
-    for row in sorted(zip(*columns, strict=True)):
+    for row in sorted(zip(*(samples[name].to_pylist() for name in names), strict=True)):
         digest.update(canonical_json(list(row)).encode() + b"\n")
+    if mix is not None:
+        digest.update(canonical_json(dict(mix)).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -103,10 +111,15 @@ def write_table(table: Table, path: Path) -> None:
 
 
 def write_description(
-    folder: Path, counts: Mapping[str, Any], digests: Mapping[str, str], curation: Mapping[str, Any]
+    folder: Path,
+    counts: Mapping[str, Any],
+    digests: Mapping[str, str],
+    mix: Mapping[str, Any],
+    curation: Mapping[str, Any],
 ) -> None:
     """Write ``dataset.json``: what makes the folder a curated dataset, so it comes last."""
-    document = {"schema": SCHEMA, "counts": dict(counts), "digests": dict(digests), "curation": dict(curation)}
+    document = {"schema": SCHEMA, "counts": dict(counts), "digests": dict(digests), "mix": dict(mix)}
+    document["curation"] = dict(curation)
     write_atomically(folder / "dataset.json", json.dumps(document, indent=2, sort_keys=True) + "\n")
 
 
@@ -123,6 +136,8 @@ class CuratedDataset:
     def open(cls, folder: Path) -> CuratedDataset:
         """Read the tables and check them against ``dataset.json``: schema version, columns, counts and digest.
 
+        A dataset of version 1 is given the parts and the mix that it has by its nature.
+
         Raises :class:`UserError` naming what does not fit.
         """
         from pyarrow import parquet
@@ -133,23 +148,28 @@ class CuratedDataset:
             rejected = parquet.read_table(folder / "rejected.parquet")
         except FileNotFoundError as error:
             raise UserError(f"{folder}: not a curated dataset ({Path(error.filename).name} is missing)") from None
-        if description.get("schema") != SCHEMA:
-            raise UserError(f"{folder}/dataset.json: schema {description.get('schema')}, this version reads {SCHEMA}")
-        for name, table, schema in (
-            ("samples", samples, samples_schema()),
-            ("rejected", rejected, rejected_schema()),
+        version = description.get("schema")
+        if version not in (1, SCHEMA):
+            raise UserError(f"{folder}/dataset.json: schema {version}, this version reads 1 to {SCHEMA}")
+        columns = samples_schema().names
+        for name, table, expected in (
+            ("samples", samples, columns if version > 1 else [name for name in columns if name != "parts"]),
+            ("rejected", rejected, rejected_schema().names),
         ):
-            if table.schema.names != schema.names:
+            if table.schema.names != expected:
                 found = ", ".join(table.schema.names)
                 raise UserError(f"{folder}/{name}.parquet: columns {found} are not the contract's")
             if table.num_rows != description["counts"][name]:
                 raise UserError(
                     f"{folder}/{name}.parquet: {table.num_rows} rows, dataset.json says {description['counts'][name]}"
                 )
-        if content_digest(samples) != description["digests"]["content"]:
+        mix = description.setdefault("mix", {}) if version == 1 else description["mix"]
+        if content_digest(samples, None if version == 1 else mix) != description["digests"]["content"]:
             raise UserError(
                 f"{folder}: samples.parquet does not have the digest in dataset.json; copy the dataset again"
             )
+        if version == 1:
+            samples = samples.append_column(samples_schema().field("parts"), [[["balanced"]] * len(samples)])
         return cls(folder, description, samples, rejected)
 
     def image(self, row: int) -> bytes:

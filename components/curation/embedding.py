@@ -25,26 +25,43 @@ def describe(grey: np.ndarray, colour: np.ndarray) -> np.ndarray:
     return np.concatenate([form, 0.6 * layout, 0.6 * palette_descriptor(grey, colour)], axis=1).astype(np.float32)
 
 
-def principal_components(rows: np.ndarray, count: int, threads: int | None = None) -> np.ndarray:
-    """``rows`` (n, d) float32 centred and turned onto their ``count`` directions of largest variance: (n, at most
-    ``count``) float32, the direction of largest variance first. The largest entry of a direction is positive."""
-    dimensions = rows.shape[1]
-    with fixed_blocks(len(rows), SUM_BLOCK, threads) as blocks:
-        mean = sum(blocks(lambda span: rows[span].sum(axis=0, dtype=np.float64)), np.zeros(dimensions)) / len(rows)
+class Projection:
+    """Rows (n, d) centred and turned onto the directions of largest variance of those it was made from.
 
-        def outer(span: slice) -> np.ndarray:
-            centred = rows[span] - mean
-            return np.asarray(centred.T @ centred)
+    At most ``count`` directions, that of largest variance first; the largest entry of a direction is positive.
+    """
 
-        covariance = sum(blocks(outer), np.zeros((dimensions, dimensions)))
-        directions = np.linalg.eigh(covariance)[1][:, ::-1][:, : min(count, dimensions)]
+    def __init__(self, rows: np.ndarray, count: int, threads: int | None = None) -> None:
+        dimensions = rows.shape[1]
+        with fixed_blocks(len(rows), SUM_BLOCK, threads) as blocks:
+            total = sum(blocks(lambda span: rows[span].sum(axis=0, dtype=np.float64)), np.zeros(dimensions))
+            self._mean = total / len(rows)
+
+            def outer(span: slice) -> np.ndarray:
+                centred = rows[span] - self._mean
+                return np.asarray(centred.T @ centred)
+
+            covariance = sum(blocks(outer), np.zeros((dimensions, dimensions)))
+            directions = np.linalg.eigh(covariance)[1][:, ::-1][:, : min(count, dimensions)]
         signs = np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(directions.shape[1])])
-        directions = directions * signs
-        turned = blocks(lambda span: ((rows[span] - mean) @ directions).astype(np.float32))
-        return np.concatenate(list(turned))
+        self._directions = directions * signs
+
+    def __call__(self, rows: np.ndarray, threads: int | None = None) -> np.ndarray:
+        """``rows`` (n, d) float32 in these directions, (n, k) float32."""
+        with fixed_blocks(len(rows), SUM_BLOCK, threads) as blocks:
+            turned = blocks(lambda span: ((rows[span] - self._mean) @ self._directions).astype(np.float32))
+            return np.concatenate(list(turned))
 
 
-def embed(grey: np.ndarray, colour: np.ndarray, components: int) -> np.ndarray:
-    """The vectors that are clustered: (n, at most ``components``) float32 of unit length."""
-    rows = by_blocks(lambda span: describe(grey[span], colour[span]), len(grey), DESCRIBE_BLOCK)
-    return unit(principal_components(rows, components)).astype(np.float32)
+class Descriptor:
+    """The vectors of images by the descriptor made by hand, in the principal components of the first images given."""
+
+    def __init__(self, components: int) -> None:
+        self._components = components
+        self._projection: Projection | None = None
+
+    def __call__(self, grey: np.ndarray, colour: np.ndarray) -> np.ndarray:
+        """(n, at most ``components``) float32 of unit length, of what :func:`describe` takes."""
+        rows = by_blocks(lambda span: describe(grey[span], colour[span]), len(grey), DESCRIBE_BLOCK)
+        self._projection = self._projection or Projection(rows, self._components)
+        return unit(self._projection(rows)).astype(np.float32)

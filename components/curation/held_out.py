@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
@@ -20,14 +21,23 @@ def held_out_rows(scan: Scan, url: str, splits: Literal["test", "all"]) -> np.nd
     Where the set has tables, the images they list, with ``test`` those of other splits than ``train``; otherwise every
     image. Raises :class:`UserError` where the tables are wrong.
     """
-    decoded = np.flatnonzero(np.array([not reason for reason in scan.reason]))
+    listed = listed_rows(scan, url, lambda split: splits == "all" or split != TRAIN)
+    return np.flatnonzero(np.array([not reason for reason in scan.reason], bool)) if listed is None else listed
+
+
+def listed_rows(scan: Scan, url: str, wanted: Callable[[str], bool]) -> np.ndarray | None:
+    """Rows of the decoded images that the tables of the set at ``url`` list in a wanted split: (m,) int64.
+
+    None where the set has no tables. Raises :class:`UserError` where they are wrong.
+    """
     if not any(PurePosixPath(path).name.removesuffix(".gz") in TABLES for path in scan.path):
-        return decoded
+        return None
     from training.data.evaluation_set import EvaluationSet
 
     known = EvaluationSet.open(url)
-    listed = {name for split in known.splits if splits == "all" or split != TRAIN for name in known.images(split)}
-    return np.array([row for row in decoded.tolist() if _is_listed(scan.path[row], listed)], dtype=np.int64)
+    listed = {name for split in known.splits if wanted(split) for name in known.images(split)}
+    rows = [row for row, reason in enumerate(scan.reason) if not reason and _is_listed(scan.path[row], listed)]
+    return np.array(rows, dtype=np.int64)
 
 
 def _is_listed(path: str, names: set[str]) -> bool:

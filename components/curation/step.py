@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from components.curation.scan import Scan
+    from components.curation.selection import Selection
     from components.curation.shards import Sample
+    from components.curation.sources import Source
+    from components.curation.space import Space
 
 
 def run(config: CurationConfig, inputs: Mapping[str, str], output: Path) -> dict[str, Any]:
@@ -25,52 +28,77 @@ def run(config: CurationConfig, inputs: Mapping[str, str], output: Path) -> dict
 
     Raises :class:`UserError` where the pool is absent, empty, damaged or holds no usable image.
     """
+    from itertools import chain
+
     import numpy as np
 
     from components.curation import dataset, shards
     from components.curation.held_out import held_out_rows
-    from components.curation.pool import open_pool
-    from components.curation.scan import scan_pool
+    from components.curation.selection import BALANCED, RAW, RETRIEVED, part_names, select
+    from components.curation.sources import joined, read_source, read_sources
     from foundry.settings import digest_of
+    from training.data.mix import kinds_of
 
     started = time.monotonic()
-    pool = open_pool(inputs["pool"])
-    pool_digest = pool.digest()
+    part_names(config, inputs)
     work = output / "work"
-    scan = scan_pool(pool, pool_digest, config.decode, work / "scan")
+    source = read_source(inputs["pool"], config, work)
+    pool = source.pool
+    raw = read_sources(inputs, "raw", config, work)
+    scan = joined([source, *raw])
     scanned = time.monotonic()
 
     rejections = _Rejections(scan)
-    usable = _filter(scan, config.filters, rejections)
+    usable = _filter(source.scan, config.filters, rejections)
     if not len(usable):
         most_first = sorted(rejections.counts().items(), key=lambda item: (-item[1], item[0]))
         told = ", ".join(f"{count} {reason}" for reason, count in most_first)
-        raise UserError(f"{pool.url}: none of its {len(scan)} files is a usable image ({told})")
-    parts = [(scan, usable)]
+        raise UserError(f"{pool.url}: none of its {len(source.scan)} files is a usable image ({told})")
+    held_out: list[tuple[Scan, np.ndarray]] = []
     if url := inputs.get("evaluation"):
-        known = open_pool(url)
-        measured = scan_pool(known, known.digest(), config.decode, work / "evaluation")
-        parts.append((measured, held_out_rows(measured, url, config.duplicates.held_out)))
-    unique, because = _deduplicate(parts, config, rejections)
+        known = read_source(url, config, work, "evaluation")
+        held_out.append((known.scan, held_out_rows(known.scan, url, config.duplicates.held_out)))
+    unique, because = _deduplicate([(scan, usable), *held_out], config, rejections)
     if not len(unique):
         raise UserError(f"{pool.url}: all of its {len(usable)} usable images are copies of {inputs['evaluation']}")
-    drawn, weights, clusters, levels = _balance(scan, unique, config, rejections, work)
 
-    rows = sorted(range(len(drawn)), key=lambda place: scan.sha256[drawn[place]])
-    samples = [_sample(scan, int(drawn[place])) for place in rows]
+    space = _space(config, inputs, source, unique, work, output)
+    vectors = space.vectors(source, unique)
+    times, clusters, levels = _balance(vectors, config, work)
+    members = {BALANCED: unique[times > 0]} if config.balance.enabled else {}
+    seeds = read_sources(inputs, "seeds", config, work)
+    found = _retrieve(space, vectors, seeds, config)
+    members |= {f"{RETRIEVED}:{label}": unique[places] for label, places in found.items()}
+    first = len(source.scan)
+    for taken in raw:
+        rows = _as_they_are(scan, range(first, first + len(taken.scan)), held_out, config, rejections)
+        members[f"{RAW}:{taken.label}"] = rows
+        first += len(taken.scan)
+    chosen = select(members, scan.sha256)
+    if not chosen.rows:
+        raise UserError(f"{pool.url}: nothing was found for {', '.join(members)}; lower retrieval.min_hits")
+    _reject_the_rest(scan, unique, times, clusters, chosen, rejections)
+
+    drawn = {row: count for row, count in zip(unique.tolist(), times.tolist(), strict=True) if count}
+    cluster_of = dict(zip(unique.tolist(), clusters, strict=True))
+    weights = [float(drawn.get(row, 1)) for row in chosen.rows]
+    parts = chosen.members(members)
+    kinds_of(config.mix, {name: found for name, found in parts.items() if len(found)}, np.array(weights), "mix")
+    samples = [_sample(scan, row) for row in chosen.rows]
     places, sizes = shards.lay_out(samples, config.shard_mib << 20)
     shutil.rmtree(output / dataset.SHARDS, ignore_errors=True)
-    shards.write_shards(
-        output / dataset.SHARDS, samples, places, sizes, pool.files(0, config.decode.max_bytes), pool.url
-    )
+    files = chain.from_iterable(each.pool.files(0, config.decode.max_bytes) for each in (source, *raw))
+    shards.write_shards(output / dataset.SHARDS, samples, places, sizes, files, pool.url)
     table = dataset.samples_table(
         samples,
         places,
-        [clusters[place] for place in rows],
-        [float(weights[place]) for place in rows],
-        [because[int(drawn[place])] for place in rows],
+        [cluster_of.get(row, "") for row in chosen.rows],
+        weights,
+        [because.get(row, "taken as it is") for row in chosen.rows],
+        chosen.parts,
     )
-    content = dataset.content_digest(table)
+    mix = config.mix.model_dump(mode="json")
+    content = dataset.content_digest(table, mix)
     dataset.write_table(table, output / "samples.parquet")
     dataset.write_table(rejections.table(), output / "rejected.parquet")
     reasons = dict(sorted(rejections.counts().items()))
@@ -80,19 +108,25 @@ def run(config: CurationConfig, inputs: Mapping[str, str], output: Path) -> dict
         "rejected": sum(reasons.values()),
         "reasons": reasons,
         "unique": len(unique),
+        "parts": {name: len(found) for name, found in parts.items()},
         "shards": len(sizes),
         "bytes": int(sum(sample.length for sample in samples)),
     }
-    lasting = config.model_dump(mode="json", exclude={"decode": {"workers"}, "clusters": {"processes"}})
-    digests = {"pool": pool_digest, "config": digest_of(lasting), "content": content}
-    dataset.write_description(output, counts, digests, {"config": lasting, "levels": levels})
+    lasting = config.model_dump(
+        mode="json",
+        exclude={"decode": {"workers"}, "clusters": {"processes"}, "embedding": {"processes", "fan_out"}},
+    )
+    digests = {"pool": source.digest, "config": digest_of(lasting), "content": content}
+    digests |= {f"{each.name}.{each.label}": each.digest for each in (*raw, *seeds)}
+    made = {"config": lasting, "levels": levels, "embedding": space.facts}
+    dataset.write_description(output, counts, digests, mix, made)
     shutil.rmtree(work)
     _check_accounting(scan, samples, rejections)
     return {
         **counts,
         "clusters": levels,
         "digest": content,
-        "effective_clusters": round(_effective(clusters), 2),
+        "effective_clusters": round(_effective([cluster_of[row] for row in drawn]), 2) if drawn else 0.0,
         "images_per_second": round(len(scan) / max(scanned - started, 1e-9), 1),
         "megapixels": round(float(np.sum(scan.width.astype(np.float64) * scan.height)) / 1e6, 3),
     }
@@ -108,6 +142,10 @@ class _Rejections:
     def add(self, row: int, reason: str, detail: str, of: str = "") -> None:
         assert row not in self._rows
         self._rows[row] = (reason, detail, of)
+
+    def of_reason(self, reason: str) -> dict[int, tuple[str, str, str]]:
+        """(reason, detail, of) of the rows with this reason."""
+        return {row: told for row, told in self._rows.items() if told[0] == reason}
 
     def counts(self) -> Counter[str]:
         return Counter(reason for reason, _, _ in self._rows.values())
@@ -193,32 +231,105 @@ def _deduplicate(
     return usable[groups.kept[: len(usable)] == range(len(usable))], because
 
 
-def _balance(
-    scan: Scan, unique: np.ndarray, config: CurationConfig, rejections: _Rejections, work: Path
-) -> tuple[np.ndarray, np.ndarray, list[str], list[int]]:
-    """(pool rows drawn, how often each, its cluster path 'top/.../finest', clusters of each level, finest first)."""
+def _space(
+    config: CurationConfig, inputs: Mapping[str, str], source: Source, unique: np.ndarray, work: Path, output: Path
+) -> Space:
+    """What concepts are told apart by: what is given, else a backbone trained on the pool, else the descriptor."""
+    from components.curation.bootstrap import train_backbone
+    from components.curation.space import BackboneSpace, DescriptorSpace, given_space
+
+    if (given := given_space(config, inputs, work)) is not None:
+        return given
+    if not config.embedding.bootstrap.enabled:
+        return DescriptorSpace(config.clusters.components)
+    samples = [_sample(source.scan, row) for row in sorted(unique.tolist(), key=lambda row: source.scan.sha256[row])]
+    files = source.pool.files(0, config.decode.max_bytes)
+    shard_bytes = config.shard_mib << 20
+    bootstrap = config.embedding.bootstrap
+    network = train_backbone(bootstrap, samples, files, source.pool.url, shard_bytes, config.seed, work, output)
+    return BackboneSpace(config, network, "bootstrap", work)
+
+
+def _balance(vectors: np.ndarray, config: CurationConfig, work: Path) -> tuple[np.ndarray, list[str], list[int]]:
+    """(how often each image is drawn, its cluster path 'top/.../finest', clusters of each level, finest first)."""
     import numpy as np
 
     from components.curation.clustering import cluster_here
-    from components.curation.embedding import embed
     from components.curation.hierarchy import fitted
     from components.curation.sampling import balanced_sample
 
-    clusters = config.clusters.model_copy(update={"levels": fitted(config.clusters.levels, len(unique))})
-    vectors = embed(scan.grey[unique], scan.colour[unique], clusters.components)
+    clusters = config.clusters.model_copy(update={"levels": fitted(config.clusters.levels, len(vectors))})
     hierarchy = cluster_here(vectors, clusters, config.seed, work / "clusters")
     paths = hierarchy.paths()
     balance = config.balance
-    target = balance.size or max(1, round(balance.fraction * len(unique)))
-    times = balanced_sample(paths, target, seed=config.seed, copies=balance.copies)
+    if balance.enabled:
+        target = balance.size or max(1, round(balance.fraction * len(vectors)))
+        times = balanced_sample(paths, target, seed=config.seed, copies=balance.copies)
+    else:
+        times = np.zeros(len(vectors), np.int64)
     names = ["/".join(map(str, path)) for path in paths.tolist()]
-    members, chosen = Counter(names), Counter(name for name, count in zip(names, times, strict=True) if count)
-    for row, name, count in zip(unique.tolist(), names, times.tolist(), strict=True):
-        if not count:
-            rejections.add(row, "balance", f"cluster {name}: {chosen[name]} of {members[name]} images drawn")
-    drawn = np.flatnonzero(times)
-    levels = [len(centroids) for centroids in hierarchy.centroids]
-    return unique[drawn], times[drawn], [names[place] for place in drawn], levels
+    return times, names, [len(centroids) for centroids in hierarchy.centroids]
+
+
+def _retrieve(
+    space: Space, vectors: np.ndarray, seeds: Sequence[Source], config: CurationConfig
+) -> dict[str, np.ndarray]:
+    """Places among ``vectors`` of the images retrieved by each seed set, by its label."""
+    from components.curation.retrieval import retrieve
+    from components.curation.sources import training_rows
+
+    found = {}
+    for number, source in enumerate(seeds):
+        rows = training_rows(source)
+        if not len(rows):
+            raise UserError(f"{source.pool.url}: holds no image that could be a seed")
+        settings = config.retrieval_of.get(source.label, config.retrieval)
+        found[source.label] = retrieve(space.vectors(source, rows), vectors, settings, config.seed + number).images
+    return found
+
+
+def _as_they_are(
+    scan: Scan,
+    files: range,
+    held_out: Sequence[tuple[Scan, np.ndarray]],
+    config: CurationConfig,
+    rejections: _Rejections,
+) -> np.ndarray:
+    """Rows of a dataset that is taken as it is: all its images but copies of images that measure."""
+    import numpy as np
+
+    rows = np.array([row for row in files if not scan.reason[row]], np.int64)
+    for row in sorted(set(files) - set(rows.tolist())):
+        rejections.add(row, scan.reason[row], scan.detail[row])
+    if not held_out or not len(rows):
+        return rows
+    copies = _Rejections(scan)
+    _deduplicate([(scan, rows), *held_out], config, copies)
+    leaks = copies.of_reason("evaluation-copy")
+    for row, told in leaks.items():
+        rejections.add(row, *told)
+    return np.array([row for row in rows.tolist() if row not in leaks], np.int64)
+
+
+def _reject_the_rest(
+    scan: Scan,
+    unique: np.ndarray,
+    times: np.ndarray,
+    clusters: Sequence[str],
+    chosen: Selection,
+    rejections: _Rejections,
+) -> None:
+    """Say of each deduplicated image in no part, and of each that another of equal bytes stands for, why it is none."""
+    from components.curation.shards import key_of
+
+    samples = {*chosen.rows, *chosen.again}
+    members = Counter(clusters)
+    drawn = Counter(name for name, count in zip(clusters, times, strict=True) if count)
+    for row, name in zip(unique.tolist(), clusters, strict=True):
+        if row not in samples:
+            rejections.add(row, "balance", f"cluster {name}: {drawn[name]} of {members[name]} images drawn")
+    for row, stands in chosen.again.items():
+        rejections.add(row, "exact-duplicate", f"is in the dataset as {scan.path[stands]}", key_of(scan.sha256[row]))
 
 
 def _sample(scan: Scan, row: int) -> Sample:
@@ -254,21 +365,40 @@ def _environment(config: CurationConfig) -> dict[str, Any]:
     """Facts that decide pixels and floating-point results."""
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("numpy", "torch", "pillow", "opencv-python-headless")}
+    from components.common.accelerator import accelerator_name, default_device
+
+    embedding = config.embedding
+    facts: dict[str, Any] = {name: version(name) for name in ("numpy", "pillow", "opencv-python-headless", "torch")}
+    facts["device"] = embedding.device if embedding.device != "auto" else default_device()
+    facts["accelerator"] = accelerator_name() if facts["device"] != "cpu" else None
+    if embedding.bootstrap.enabled:
+        from components.common.fingerprint import code_digest
+
+        facts["recipe"] = embedding.bootstrap.resolved_recipe().model_dump(mode="json", exclude={"name", "about"})
+        facts["training"] = code_digest(["training.__main__"])
+    return facts
 
 
 def _disk_bytes(config: CurationConfig, inputs: Mapping[str, str]) -> int:
-    """About the size of a local pool, and the work files."""
+    """About the size of a local pool and of datasets taken as they are, and the work files."""
     from foundry.storage import files_under, is_local, local_path
 
-    spare = 64 << 20
-    url = inputs["pool"]
-    if not is_local(url) or not local_path(url).exists():
-        return spare
-    path = local_path(url)
-    files = files_under(path) if path.is_dir() else [path]
-    sizes = [file.stat().st_size for file in files]
-    return spare + sum(sizes) + 5000 * len(sizes)
+    total = 64 << 20
+    for name, url in inputs.items():
+        if not name.startswith(("pool", "raw.")) or not is_local(url) or not local_path(url).exists():
+            continue
+        path = local_path(url)
+        sizes = [file.stat().st_size for file in (files_under(path) if path.is_dir() else [path])]
+        total += sum(sizes) * (2 if config.embedding.bootstrap.enabled else 1) + 5000 * len(sizes)
+    return total
+
+
+def _embeddings_digest(folder: str) -> str:
+    """What names given embeddings; the step reads them from a local folder."""
+    from components.curation.embeddings import GivenEmbeddings
+    from foundry.storage import local_path
+
+    return GivenEmbeddings(local_path(folder)).digest()
 
 
 def _pool_digest(url: str) -> str:
@@ -296,10 +426,40 @@ STEP = Step(
             kind="url",
             digest=_pool_digest,
         ),
+        InputSpec(
+            "backbone",
+            "network whose embeddings tell concepts apart: a training run, a Hugging Face folder, models:/NAME@ALIAS",
+            required=False,
+            kind="model",
+        ),
+        InputSpec(
+            "embeddings",
+            "embeddings in place of a backbone: folder with vectors.npy and keys.npy (docs/data.md)",
+            required=False,
+            kind="url",
+            digest=_embeddings_digest,
+        ),
+        InputSpec(
+            "seeds",
+            "images whose like are retrieved from the pool: a URL as for pool, or NAME=URL;NAME=URL",
+            required=False,
+            kind="url",
+            digest=_pool_digest,
+            several=True,
+        ),
+        InputSpec(
+            "raw",
+            "datasets that are taken as they are: a URL as for pool, or NAME=URL;NAME=URL",
+            required=False,
+            kind="url",
+            digest=_pool_digest,
+            several=True,
+        ),
     ),
     run=run,
     code=("components.curation.step", "components.curation.decode_worker"),
     transient=TRANSIENT,
     environment=_environment,
     disk_bytes=_disk_bytes,
+    records=("bootstrap/metrics.jsonl", "bootstrap/events.jsonl"),
 )

@@ -45,7 +45,8 @@ def read_facts(folder: Path) -> CuratedFacts:
     groups: dict[str, list[int]] = {}
     if "cluster" in parquet.read_schema(samples).names:
         for index, cluster in enumerate(parquet.read_table(samples, columns=["cluster"])["cluster"].to_pylist()):
-            groups.setdefault(_path(cluster), []).append(index)
+            if cluster:  # datasets taken as they are have none
+                groups.setdefault(_path(cluster), []).append(index)
     kept = parquet.read_metadata(samples).num_rows
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
     return CuratedFacts(description, kept, dict(rejected.most_common()), ordered)

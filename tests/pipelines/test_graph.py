@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -80,7 +81,8 @@ def test_parameters_have_types_descriptions_and_the_defaults_of_params(
     _, pipeline, _ = compiled
     parameters = pipeline["root"]["inputDefinitions"]["parameters"]
     types = {name: parameter["parameterType"] for name, parameter in parameters.items()}
-    assert types == {"images": "STRING", "labels": "STRING", "volume": "STRING", **dict.fromkeys(STEPS, "STRUCT")}
+    texts = ("images", "labels", "backbone", "embeddings", "seeds", "raw", "volume")
+    assert types == {**dict.fromkeys(texts, "STRING"), **dict.fromkeys(STEPS, "STRUCT")}
     assert all(len(parameter["description"]) > 20 for parameter in parameters.values())
     written = load_params(REPOSITORY / "params.yaml")
     assert parameters["images"]["defaultValue"] == written.inputs.images
@@ -99,6 +101,27 @@ def test_the_compiled_file_loads_back(compiled: tuple[Path, dict[str, Any], dict
         loaded = components.load_component_from_file(str(compiled[0]))
     assert loaded.name == "dino-foundry-line"
     assert {"images", "labels", *STEPS} <= set(loaded.component_spec.inputs)
+
+
+def test_a_pool_is_embedded_by_as_many_pods_as_the_settings_say(tmp_path: Path) -> None:
+    file = tmp_path / "line.yaml"
+    command = [sys.executable, "-m", "pipelines", "compile", str(file), "--set", "curation.embedding.fan_out=3"]
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
+    pipeline, platform = yaml.safe_load_all(file.read_text())
+    tasks = pipeline["root"]["dag"]["tasks"]
+    (loop,) = set(tasks) - set(TASKS)
+    assert json.loads(tasks[loop]["parameterIterator"]["items"]["raw"]) == [0, 1, 2]
+    embedded = tasks["curate"]["inputs"]["parameters"]["embedded"]
+    assert embedded["taskOutputParameter"]["producerTask"] == loop and loop in tasks["curate"]["dependentTasks"]
+    inner = pipeline["components"][tasks[loop]["componentRef"]["name"]]["dag"]["tasks"]["embed"]
+    parameters = inner["inputs"]["parameters"]
+    assert parameters["parts"]["runtimeValue"]["constant"] == 3
+    assert "loop-item" in parameters["part"]["componentInputParameter"]
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    (mount,) = executors["exec-embed"]["pvcMount"]
+    volume = mount["pvcNameParameter"]["componentInputParameter"]
+    assert mount["mountPath"] == "/foundry"
+    assert tasks[loop]["inputs"]["parameters"][volume]["componentInputParameter"] == "volume"
 
 
 def stage_inputs(stage: dict[str, Any]) -> dict[str, str]:

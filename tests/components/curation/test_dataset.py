@@ -38,11 +38,43 @@ def test_every_image_is_there(curated: Path) -> None:
 
 def test_the_digest_by_its_definition(curated: Path) -> None:
     table = parquet.read_table(curated / "samples.parquet")
+    names = ("key", "sha256", "source", "cluster", "weight", "parts")
+    rows = sorted(tuple(r[name] for name in names) for r in table.to_pylist())
+    mix = {"homogeneous": {}, "weights": {}}
+    text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in [*map(list, rows), mix])
+    expected = hashlib.sha256(text.encode()).hexdigest()
+    description = json.loads((curated / "dataset.json").read_text())
+    assert description["mix"] == mix and description["digests"]["content"] == expected
+    backwards = table.take(list(reversed(range(len(table)))))
+    assert content_digest(backwards, mix) == expected != content_digest(backwards, {**mix, "weights": {"balanced": 1}})
+
+
+def version_1(folder: Path) -> None:
+    """Make the dataset in ``folder`` what the version before wrote."""
+    table = parquet.read_table(folder / "samples.parquet").drop_columns(["parts"])
+    parquet.write_table(table, folder / "samples.parquet")
     rows = sorted((r["key"], r["sha256"], r["source"], r["cluster"], r["weight"]) for r in table.to_pylist())
     text = "".join(json.dumps(list(row), separators=(",", ":")) + "\n" for row in rows)
-    expected = hashlib.sha256(text.encode()).hexdigest()
-    assert json.loads((curated / "dataset.json").read_text())["digests"]["content"] == expected
-    assert content_digest(table.take(list(reversed(range(len(table)))))) == expected
+    description = json.loads((folder / "dataset.json").read_text())
+    del description["mix"]
+    description |= {"schema": 1, "digests": {"content": hashlib.sha256(text.encode()).hexdigest()}}
+    (folder / "dataset.json").write_text(json.dumps(description))
+
+
+def test_datasets_of_version_1_are_read(curated: Path, copy: Path) -> None:
+    from training.data.shards import ShardDataset
+
+    version_1(copy)
+    dataset = CuratedDataset.open(copy)
+    assert dataset.samples.equals(CuratedDataset.open(curated).samples), "one part, the balanced one"
+    assert dataset.description["mix"] == {}
+    old, new = ShardDataset(str(copy)), ShardDataset(str(curated))
+    assert list(old.parts) == list(new.parts) == ["balanced"] and (old.weights == new.weights).all()
+    description = json.loads((copy / "dataset.json").read_text())
+    description["digests"]["content"] = "0" * 64
+    (copy / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match="does not have the digest"):
+        CuratedDataset.open(copy)
 
 
 def test_training_reads_it(curated: Path) -> None:
@@ -62,8 +94,8 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
 
 def test_another_schema_is_refused(copy: Path) -> None:
     description = json.loads((copy / "dataset.json").read_text())
-    (copy / "dataset.json").write_text(json.dumps({**description, "schema": 2}))
-    with pytest.raises(UserError, match="schema 2, this version reads 1"):
+    (copy / "dataset.json").write_text(json.dumps({**description, "schema": 3}))
+    with pytest.raises(UserError, match="schema 3, this version reads 1 to 2"):
         CuratedDataset.open(copy)
 
 

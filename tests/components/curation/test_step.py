@@ -251,7 +251,10 @@ run(CurationConfig.model_validate({{"decode": {{"workers": 2}}}}), {{"pool": {st
 
 def test_the_step_says_what_it_is() -> None:
     assert STEP.name == "curation" and STEP.config is CurationConfig and STEP.pure
-    assert [(spec.name, spec.required) for spec in STEP.inputs] == [("pool", True), ("evaluation", False)]
+    assert [(spec.name, spec.required) for spec in STEP.inputs] == [
+        ("pool", True),
+        *((name, False) for name in ("evaluation", "backbone", "embeddings", "seeds", "raw")),
+    ]
 
 
 def test_the_command_line_and_the_step_import_nothing_heavy() -> None:
