@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import parse_qsl
 
 from foundry.errors import UserError
 
@@ -20,6 +22,32 @@ def is_local(url: str) -> bool:
 def local_path(url: str) -> Path:
     """The path of a local ``url``."""
     return Path(url.removeprefix("file://")).expanduser()
+
+
+_URL = re.compile(r"(dvc)?://[^\s<>\"']+")
+
+
+def without_credentials(text: str) -> str:
+    """``text`` with no user, password or query in any URL of it: as pages and logs may show it.
+
+    Of the query of a ``dvc://`` URL ``repo`` and ``rev`` stay.
+    """
+    return _URL.sub(_bare, text)
+
+
+def shown_url(url: str) -> str:
+    """``url`` as a page shows it: no credentials, and of a local path the last part, so that equal inputs give equal
+    pages anywhere."""
+    return local_path(url).name if is_local(url) else without_credentials(url)
+
+
+def _bare(url: re.Match[str]) -> str:
+    address, _, query = url[0].partition("?")
+    address = re.sub(r"://[^/]*@", "://", address)
+    if not address.startswith("dvc://"):
+        return address
+    known = [(name, without_credentials(value)) for name, value in parse_qsl(query) if name in ("repo", "rev")]
+    return "?".join(filter(None, [address, "&".join(f"{name}={value}" for name, value in known)]))
 
 
 def filesystem(url: str) -> tuple[Any, str]:

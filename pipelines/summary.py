@@ -27,15 +27,16 @@ def build_summary(
     seconds: float,
     tracking: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The content of ``summary.json``; puts the report beside it.
+    """The content of ``summary.json``; puts the report and the page of the dataset beside it.
 
     ``outcomes`` are the records of the steps by name (see :class:`components.common.execution.Outcome`), ``tracking``
     what the run in MLflow is called. Everything is read from the results themselves.
     """
     report = Path(outcomes["evaluation"]["path"])
     metrics, verdict = _read(report / "metrics.json"), _read(report / "verdict.json")
-    copy = folder / "report.html"
+    copy, page = folder / "report.html", folder / "curation.html"
     shutil.copyfile(report / "report.html", copy)
+    shutil.copyfile(Path(outcomes["curation"]["path"]) / "report.html", page)
     curated = outcomes["curation"]["metrics"]
     return {
         "schema": SCHEMA,
@@ -50,6 +51,7 @@ def build_summary(
             "files": curated["files"],
             "samples": curated["samples"],
             "rejected": curated["reasons"],
+            "page": str(page),
             "dvc": tracking.get("dvc"),
         },
         "protocol": metrics["protocol"],
@@ -135,6 +137,7 @@ def _dataset_lines(dataset: Mapping[str, Any]) -> Iterator[str]:
     rest = f"; rejected: {reasons}" if reasons else ""
     yield f"dataset   {dataset['samples']} samples of {dataset['files']} files{rest}"
     yield f"          digest {dataset['digest']}"
+    yield f"          page {_shown(dataset['page'])}"
     version = dataset["dvc"]
     if version and "md5" in version:
         pushed = "" if version["pushed"] else ", not pushed to the remote"

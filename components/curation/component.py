@@ -1,6 +1,6 @@
 """The KFP faces of curation: the step, and the embedding of a share of the pool, for pods that work side by side."""
 
-from kfp.dsl import Dataset, Metrics, Output, component
+from kfp.dsl import HTML, Dataset, Metrics, Output, component
 
 from components.common.image import IMAGE
 
@@ -36,6 +36,7 @@ def curate(
     seeds: str,
     raw: str,
     dataset: Output[Dataset],
+    page: Output[HTML],
     metrics: Output[Metrics],
     embedded: list = [],  # noqa: B006  (kfp copies it into the component's description)
 ) -> None:
@@ -51,10 +52,14 @@ def curate(
         seeds: Images whose like are retrieved from the pool (URL, or NAME=URL;NAME=URL); empty for none.
         raw: Datasets that are taken as they are (URL, or NAME=URL;NAME=URL); empty for none.
         dataset: The curated dataset.
+        page: What became of every file, as the Kubeflow UI shows it.
         metrics: Counts of samples and of rejected files by reason.
         embedded: What the pods that embedded the pool say; only waited for.
     """
+    import shutil
+
     from components.common.kfp_face import run_step
 
     inputs = {"pool": pool, "evaluation": evaluation, "backbone": backbone, "embeddings": embeddings}
-    run_step("curation", config, {**inputs, "seeds": seeds, "raw": raw}, dataset, metrics)
+    outcome = run_step("curation", config, {**inputs, "seeds": seeds, "raw": raw}, dataset, metrics)
+    shutil.copyfile(outcome.path / "report.html", page.path)

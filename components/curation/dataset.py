@@ -46,10 +46,12 @@ def samples_schema() -> Schema:
 
 
 def rejected_schema() -> Schema:
-    """Columns of ``rejected.parquet``."""
+    """Columns of ``rejected.parquet``. ``width`` and ``height`` are null where nothing was decoded, ``cluster`` where
+    the file was rejected before clusters were made."""
     import pyarrow as arrow
 
-    return arrow.schema([(name, arrow.string()) for name in ("path", "reason", "detail", "of", "sha256")])
+    texts = [(name, arrow.string()) for name in ("path", "reason", "detail", "of", "sha256")]
+    return arrow.schema([*texts, ("width", arrow.int32()), ("height", arrow.int32()), ("cluster", arrow.string())])
 
 
 def samples_table(
@@ -145,7 +147,7 @@ class CuratedDataset:
         try:
             description = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
             samples = parquet.read_table(folder / "samples.parquet")
-            rejected = parquet.read_table(folder / "rejected.parquet")
+            rejected = _with_later_columns(parquet.read_table(folder / "rejected.parquet"))
         except FileNotFoundError as error:
             raise UserError(f"{folder}: not a curated dataset ({Path(error.filename).name} is missing)") from None
         version = description.get("schema")
@@ -185,3 +187,13 @@ class CuratedDataset:
             if hashlib.sha256(self.image(row)).hexdigest() != values["sha256"]:
                 shard = self.folder / SHARDS / values["shard"]
                 raise UserError(f"{shard}: image {values['key']} is damaged; copy the shard again")
+
+
+def _with_later_columns(rejected: Table) -> Table:
+    """``rejected`` with the columns that datasets of earlier versions lack, as nulls."""
+    import pyarrow as arrow
+
+    for field in rejected_schema():
+        if field.name in ("width", "height", "cluster") and field.name not in rejected.schema.names:
+            rejected = rejected.append_column(field, arrow.nulls(rejected.num_rows, field.type))
+    return rejected

@@ -31,6 +31,13 @@ def quotas(sizes: np.ndarray, target: int, generator: np.random.Generator, copie
     return shares
 
 
+def effective_number(sizes: np.ndarray) -> float:
+    """exp of the entropy of ``sizes`` (k,) as shares: how many equally large clusters they are worth. 0 of nothing."""
+    sizes = sizes[sizes > 0].astype(np.float64)
+    shares = sizes / sizes.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else 0.0
+
+
 def balanced_sample(paths: np.ndarray, target: int, *, seed: int, copies: int = 1) -> np.ndarray:
     """Draw ``target`` of n points, balanced over the clusters of ``paths`` (n, levels), top level first.
 

@@ -34,6 +34,7 @@ def run(config: CurationConfig, inputs: Mapping[str, str], output: Path) -> dict
 
     from components.curation import dataset, shards
     from components.curation.held_out import held_out_rows
+    from components.curation.report import write_report
     from components.curation.selection import BALANCED, RAW, RETRIEVED, part_names, select
     from components.curation.sources import joined, read_source, read_sources
     from foundry.settings import digest_of
@@ -122,6 +123,7 @@ def run(config: CurationConfig, inputs: Mapping[str, str], output: Path) -> dict
     dataset.write_description(output, counts, digests, mix, made)
     shutil.rmtree(work)
     _check_accounting(scan, samples, rejections)
+    write_report(output, output / "report.html", pool=pool, url=pool.url)
     return {
         **counts,
         "clusters": levels,
@@ -137,18 +139,18 @@ class _Rejections:
 
     def __init__(self, scan: Scan) -> None:
         self._scan = scan
-        self._rows: dict[int, tuple[str, str, str]] = {}
+        self._rows: dict[int, tuple[str, str, str, str | None]] = {}
 
-    def add(self, row: int, reason: str, detail: str, of: str = "") -> None:
+    def add(self, row: int, reason: str, detail: str, of: str = "", cluster: str | None = None) -> None:
         assert row not in self._rows
-        self._rows[row] = (reason, detail, of)
+        self._rows[row] = (reason, detail, of, cluster)
 
-    def of_reason(self, reason: str) -> dict[int, tuple[str, str, str]]:
-        """(reason, detail, of) of the rows with this reason."""
+    def of_reason(self, reason: str) -> dict[int, tuple[str, str, str, str | None]]:
+        """(reason, detail, of, cluster) of the rows with this reason."""
         return {row: told for row, told in self._rows.items() if told[0] == reason}
 
     def counts(self) -> Counter[str]:
-        return Counter(reason for reason, _, _ in self._rows.values())
+        return Counter(reason for reason, *_ in self._rows.values())
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -158,9 +160,13 @@ class _Rejections:
 
         from components.curation.dataset import rejected_schema
 
-        names = ("path", "reason", "detail", "of", "sha256")
-        rows = [(self._scan.path[row], *self._rows[row], self._scan.sha256[row]) for row in sorted(self._rows)]
-        return arrow.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows], schema=rejected_schema())
+        names = ("reason", "detail", "of", "cluster")
+        rows = []
+        for row in sorted(self._rows):
+            known = {name: getattr(self._scan, name)[row] for name in ("path", "sha256")}
+            size = {name: int(getattr(self._scan, name)[row]) or None for name in ("width", "height")}
+            rows.append({**known, **size, **dict(zip(names, self._rows[row], strict=True))})
+        return arrow.Table.from_pylist(rows, schema=rejected_schema())
 
 
 def _filter(scan: Scan, filters: FilterConfig, rejections: _Rejections) -> np.ndarray:
@@ -327,7 +333,8 @@ def _reject_the_rest(
     drawn = Counter(name for name, count in zip(clusters, times, strict=True) if count)
     for row, name in zip(unique.tolist(), clusters, strict=True):
         if row not in samples:
-            rejections.add(row, "balance", f"cluster {name}: {drawn[name]} of {members[name]} images drawn")
+            detail = f"cluster {name}: {drawn[name]} of {members[name]} images drawn"
+            rejections.add(row, "balance", detail, cluster=name)
     for row, stands in chosen.again.items():
         rejections.add(row, "exact-duplicate", f"is in the dataset as {scan.path[stands]}", key_of(scan.sha256[row]))
 
@@ -351,8 +358,9 @@ def _effective(clusters: list[str]) -> float:
     """Exponential of the entropy of the drawn images over finest clusters: how many equal clusters they are worth."""
     import numpy as np
 
-    shares = np.array(list(Counter(clusters).values()), dtype=np.float64) / len(clusters)
-    return float(np.exp(-(shares * np.log(shares)).sum()))
+    from components.curation.sampling import effective_number
+
+    return effective_number(np.array(list(Counter(clusters).values())))
 
 
 def _check_accounting(scan: Scan, samples: list[Sample], rejections: _Rejections) -> None:
@@ -457,9 +465,9 @@ STEP = Step(
         ),
     ),
     run=run,
-    code=("components.curation.step", "components.curation.decode_worker"),
+    code=("components.curation.step", "components.curation.decode_worker", "components.common.report"),
     transient=TRANSIENT,
     environment=_environment,
     disk_bytes=_disk_bytes,
-    records=("bootstrap/metrics.jsonl", "bootstrap/events.jsonl"),
+    records=("report.html", "bootstrap/metrics.jsonl", "bootstrap/events.jsonl"),  # the dataset is the same without
 )

@@ -27,12 +27,12 @@ from components.evaluation.gates import (
 )
 from components.evaluation.measure import Examination, Examiner, Material
 from components.evaluation.pictures import pca_tiles
-from components.evaluation.report import Content, RunSummary, render
+from components.evaluation.report import DATASET_PAGE, Content, RunSummary, render
 from components.evaluation.subjects import Subject, describe_network, find_subjects, read_champions
 from foundry.errors import UserError
 from foundry.images import Preprocessing
 from foundry.progress import Progress
-from foundry.storage import is_local, local_path, write_atomically
+from foundry.storage import is_local, local_path, shown_url, write_atomically
 from training.data.evaluation_set import EvaluationSet
 from training.data.shards import ShardDataset
 from training.models.interchange import load_export
@@ -118,7 +118,7 @@ def _describe_evaluation(evaluation: EvaluationSet | None, material: Material) -
     if evaluation is None:
         return None
     return {
-        "url": _shown(evaluation.url),
+        "url": shown_url(evaluation.url),
         "digest": evaluation.digest(),
         "classes": list(material.classes),
         "train": len(material.names.get("train", [])),
@@ -133,7 +133,7 @@ def _lineage(inputs: Mapping[str, str], evaluation: Mapping[str, Any] | None) ->
     rows: list[tuple[str, dict[str, Any]]] = []
     for name in ("dataset", *(name for name, _ in RUNS)):
         manifest = Path(inputs[name]) / "manifest.json"
-        facts: dict[str, Any] = {"folder": _shown(inputs[name])}
+        facts: dict[str, Any] = {"folder": shown_url(inputs[name])}
         if manifest.is_file():
             document = json.loads(manifest.read_text(encoding="utf-8"))
             git = document.get("git") or {}
@@ -150,11 +150,6 @@ def _lineage(inputs: Mapping[str, str], evaluation: Mapping[str, Any] | None) ->
     if evaluation is not None:
         rows.append(("evaluation", {"url": evaluation["url"], "digest": evaluation["digest"]}))
     return rows
-
-
-def _shown(url: str) -> str:
-    """A URL as a report shows it: of a local path the last part only, so equal inputs give equal reports anywhere."""
-    return local_path(url).name if is_local(url) else url
 
 
 def _champion_record(champion: Any) -> dict[str, str]:
@@ -201,6 +196,8 @@ def _write(output: Path, content: Content, champions: Mapping[str, Any]) -> None
     write_atomically(output / "scores.json", _json(document["measures"]))
     write_atomically(output / "verdict.json", _json(content.verdict.document()))
     write_atomically(output / "report.html", render(content))
+    if content.facts.page is not None:
+        write_atomically(output / DATASET_PAGE, content.facts.page.read_bytes())
 
 
 def _json(document: Any) -> str:

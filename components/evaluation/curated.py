@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from components.common.manifest import read_manifest
 from components.evaluation.pictures import sheet, tile
 from foundry.images import decode_image
 from training.data.shards import ShardDataset
@@ -26,6 +27,10 @@ class CuratedFacts:
     """Reason -> files, most frequent first."""
     clusters: list[tuple[str, list[int]]]
     """(cluster, positions of its samples), largest first; empty where samples name no cluster."""
+    page: Path | None
+    """The dataset's own page, where it has one."""
+    curated: tuple[float, float] | None
+    """(seconds that curation took, files it decoded a second), where a manifest tells."""
 
     @property
     def found(self) -> int:
@@ -49,7 +54,17 @@ def read_facts(folder: Path) -> CuratedFacts:
                 groups.setdefault(_path(cluster), []).append(index)
     kept = parquet.read_metadata(samples).num_rows
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
-    return CuratedFacts(description, kept, dict(rejected.most_common()), ordered)
+    page = folder / "report.html"
+    made = read_manifest(folder)
+    rate = made.metrics.get("images_per_second") if made else None
+    return CuratedFacts(
+        description,
+        kept,
+        dict(rejected.most_common()),
+        ordered,
+        page if page.is_file() else None,
+        (made.seconds, float(rate)) if made and rate else None,
+    )
 
 
 def _path(cluster: Any) -> str:

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from components.evaluation.curated import CuratedFacts
-from components.evaluation.gates import HISTOGRAM, RAW_PIXELS, Judgement, Verdict, headline_measure, show
-from components.evaluation.html import (
+from components.common.report.html import (
     Cell,
     Markup,
     Row,
@@ -22,9 +20,15 @@ from components.evaluation.html import (
     table,
     text,
 )
+from components.evaluation.curated import CuratedFacts
+from components.evaluation.gates import HISTOGRAM, RAW_PIXELS, Judgement, Verdict, headline_measure, show
 from components.evaluation.measure import MEASURES, Examination
 from components.evaluation.pictures import PALETTE
 from components.evaluation.subjects import Subject
+from foundry.progress import duration
+
+DATASET_PAGE = "curation.html"
+"""The dataset's own page, beside the report."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def render(content: Content) -> str:
         Section("features", "Patch features", _features(content)),
         Section("neighbours", "Nearest neighbours", _neighbours(content)),
         Section("classes", "Classes", _classes(content)),
-        Section("dataset", "Dataset", _dataset(content)),
+        Section("dataset", "Dataset", dataset_section(content.facts, content.pictures.clusters)),
         Section("lineage", "Lineage", _lineage(content)),
         Section("protocols", "How this was measured", _protocols(content)),
     ]
@@ -307,18 +311,24 @@ def _heat(value: float) -> Cell:
     return Cell(f"{100 * value:.0f}", "heat", shade)
 
 
-def _dataset(content: Content) -> Markup:
-    facts = content.facts
+def dataset_section(facts: CuratedFacts, clusters: bytes | None) -> Markup:
+    """What the networks learned from; ``clusters`` is a PNG."""
     rows = [["Files in the pool", number(f"{facts.found:,}")], ["Kept", number(f"{facts.kept:,}")]]
     rows += [[f"Rejected: {reason}", number(f"{count:,}")] for reason, count in facts.rejected.items()]
     parts = [table(["", number("Files")], rows, "narrow")]
+    if facts.curated is not None:
+        seconds, rate = facts.curated
+        parts.append(paragraph(f"Curated in {duration(seconds)}, {rate:,.0f} files decoded a second.", "note"))
+    if facts.page is not None:
+        more = "with examples of rejected files, copies, concepts and sizes, before and after."
+        parts.append(paragraph(Markup(f'<a href="{DATASET_PAGE}">The page of the dataset</a>, {more}')))
     digests = facts.description.get("digests") or {}
     if digests:
         parts.append(table(["Digest", ""], [[name, code(value)] for name, value in digests.items() if value], "narrow"))
-    if content.pictures.clusters is not None:
+    if clusters is not None:
         count = len(facts.clusters)
         caption = f"Some of the {count:,} clusters, a column each, from large to small."
-        parts.append(figure(content.pictures.clusters, "clusters of the dataset", caption))
+        parts.append(figure(clusters, "clusters of the dataset", caption))
     return join(parts)
 
 

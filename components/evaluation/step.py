@@ -47,9 +47,9 @@ STEP = Step(
         ),
     ),
     run=run,
-    code=("components.evaluation",),
+    code=("components.evaluation", "components.common.report"),
     transient=("workers",),
     environment=environment,
     disk_bytes=lambda *_: 64 << 20,
-    records=("report.html",),  # it tells when each step ran
+    records=("report.html", "curation.html"),  # the one tells when each step ran, the other is the dataset's
 )

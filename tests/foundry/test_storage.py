@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 from foundry.errors import UserError
-from foundry.storage import files_under, filesystem, is_local, local_path, sha256_of, sha256_of_file, write_atomically
+from foundry.storage import (
+    files_under,
+    filesystem,
+    is_local,
+    local_path,
+    sha256_of,
+    sha256_of_file,
+    shown_url,
+    without_credentials,
+    write_atomically,
+)
 
 
 def test_local_and_remote_urls() -> None:
@@ -101,3 +111,26 @@ def test_files_come_in_the_order_of_their_names(tmp_path: Path) -> None:
     (tmp_path / "gone").symlink_to(tmp_path / "nothing")
     names = [path.relative_to(tmp_path).as_posix() for path in files_under(tmp_path)]
     assert names == ["B", "a-b", "a/c/d", "b.txt", "b/z"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://me:secret@host/a.zip?X-Signature=secret&b=1", "https://host/a.zip"),
+        ("https://me:sec@ret@host:81/a b", "https://host:81/a b"),
+        ("zip://in.png::s3://key:secret@bucket/a.zip", "zip://in.png::s3://bucket/a.zip"),
+        (
+            "dvc://data?repo=https://me:secret@host/r.git&rev=v1&token=secret",
+            "dvc://data?repo=https://host/r.git&rev=v1",
+        ),
+        ("copy of s3://k:secret@b/x.jpg, kept for its name", "copy of s3://b/x.jpg, kept for its name"),
+        ("user@host/plain?name.jpg", "user@host/plain?name.jpg"),
+    ],
+)
+def test_urls_are_shown_without_credentials(text: str, shown: str) -> None:
+    assert without_credentials(text) == shown
+
+
+def test_local_paths_are_shown_by_their_last_part() -> None:
+    assert shown_url("/home/someone/photos/") == shown_url("file:///elsewhere/photos") == "photos"
+    assert shown_url("s3://key:secret@bucket/photos") == "s3://bucket/photos"

@@ -4,8 +4,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from components.curation.sampling import balanced_sample, quotas
+from components.curation.sampling import balanced_sample, effective_number, quotas
 
 
 def by_hand(sizes: list[int], target: int, copies: int = 1) -> list[int]:
@@ -75,3 +76,10 @@ def test_draws_are_even_and_follow_the_seed() -> None:
     times = sum(balanced_sample(paths, 20, seed=seed) for seed in range(300))
     assert 0.35 * 300 < times.min() and times.max() < 0.65 * 300
     np.testing.assert_array_equal(balanced_sample(paths, 20, seed=7), balanced_sample(paths, 20, seed=7))
+
+
+def test_the_effective_number_is_that_of_equal_clusters() -> None:
+    assert effective_number(np.array([7, 7, 7, 0])) == pytest.approx(3, rel=1e-12)
+    assert effective_number(np.array([5])) == 1 and effective_number(np.array([], dtype=np.int64)) == 0
+    sizes = np.random.default_rng(0).integers(1, 90, 40)
+    assert effective_number(sizes) == pytest.approx(np.exp(scipy.stats.entropy(sizes)), rel=1e-12)

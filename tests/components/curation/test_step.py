@@ -103,7 +103,8 @@ def test_a_messy_pool_becomes_a_dataset(pool: Path, tmp_path: Path) -> None:
     assert metrics["digest"] == dataset.description["digests"]["content"]
     assert not (tmp_path / "work").exists()
     shards = set(dataset.samples["shard"].to_pylist())
-    expected = {"dataset.json", "samples.parquet", "rejected.parquet", *(f"shards/{name}" for name in shards)}
+    tables = {"dataset.json", "samples.parquet", "rejected.parquet", "report.html"}
+    expected = {*tables, *(f"shards/{name}" for name in shards)}
     assert set(files_of(tmp_path)) == expected
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from foundry.storage import without_credentials
+
 
 class Markup(str):
     """Text that is HTML already."""
@@ -74,6 +76,50 @@ def figure(png: bytes, alternative: str, caption: object = "", width: int | None
     return Markup(f"<figure>{image}{below}</figure>")
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A picture inside the page and the size at which it is stored."""
+
+    uri: str
+    """``data:image/...;base64,...``"""
+    width: int
+    height: int
+
+
+def frame(picture: Picture | None, alternative: str, css: str = "") -> Markup:
+    """A square with a small picture in it; without one it says so. ``css`` is a further class."""
+    inside = "<i>no picture</i>"
+    if picture is not None:
+        size = f'width="{picture.width}" height="{picture.height}"'
+        inside = f'<img alt="{escape(alternative)}" {size} loading="lazy" src="{picture.uri}">'
+    return Markup(f'<div class="{f"frame {css}".strip()}">{inside}</div>')
+
+
+def thumb(frames: Sequence[Markup], lines: Sequence[object] = ()) -> Markup:
+    """One frame, or two abreast, over the ``lines`` of a caption."""
+    below = f"<figcaption>{'<br>'.join(text(line) for line in lines if line)}</figcaption>" if lines else ""
+    inside = frames[0] if len(frames) == 1 else f'<div class="pair">{"".join(frames)}</div>'
+    return Markup(f'<figure class="thumb">{inside}{below}</figure>')
+
+
+def thumbs(figures: Sequence[Markup], css: str = "") -> Markup:
+    """Figures of :func:`thumb` in rows as wide as the page."""
+    return Markup(f'<div class="{f"thumbs {css}".strip()}">{"".join(figures)}</div>')
+
+
+def name(value: str, longest: int = 160) -> Markup:
+    """A name that somebody else gave, as text that cannot disturb the page: characters that do not print (also those
+    that turn the direction of writing) as escapes, no credentials of URLs, the middle left out where it is long."""
+    return Markup(f"<bdi>{escape(plain(value, longest))}</bdi>")
+
+
+def plain(value: str, longest: int = 160) -> str:
+    """:func:`name` for attributes and other places without markup; not escaped."""
+    shown = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in without_credentials(value))
+    half = (longest - 1) // 2
+    return shown if len(shown) <= longest else f"{shown[:half]}…{shown[-half:]}"
+
+
 def code(value: object) -> Markup:
     """Monospaced text."""
     return Markup(f"<code>{text(value)}</code>")
@@ -94,8 +140,8 @@ class Section:
 
 
 def page(title: str, head: Markup, sections: Sequence[Section]) -> str:
-    """One self-contained HTML document: style and pictures inside, no script, no link to anything else."""
-    style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
+    """One self-contained HTML document: style and pictures inside, no script, nothing fetched."""
+    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     links = "".join(f'<a href="#{section.anchor}">{text(section.title)}</a>' for section in sections)
     body = "\n".join(f'<h2 id="{section.anchor}">{text(section.title)}</h2>\n{section.body}' for section in sections)
     return (
