@@ -67,7 +67,8 @@ def test_the_first_run_makes_everything(first: Run) -> None:
 def test_what_is_printed_is_what_the_summary_says(checkout: Checkout, first: Run) -> None:
     summary, printed = first.summary, first.printed
     assert summary["dataset"]["digest"] in printed and summary["dataset"]["dvc"]["md5"] in printed
-    assert str(Path(summary["report"]).relative_to(checkout.folder)) in printed
+    for page in (summary["report"], summary["dataset"]["page"]):
+        assert Path(page).is_file() and str(Path(page).relative_to(checkout.folder)) in printed
     assert summary["verdict"]["summary"] in printed
     assert summary["verdict"]["passed"] is ("verdict   passed:" in printed)
     for row in summary["scores"]:
