@@ -145,7 +145,8 @@ def _copies(dataset: CuratedDataset) -> Copies:
 def _concepts(dataset: CuratedDataset) -> Concepts | None:
     import pyarrow as arrow
 
-    samples, undrawn = dataset.samples, compute.drop_null(dataset.rejected["cluster"])
+    samples = dataset.samples.filter(compute.field("cluster") != "")  # raw parts have none
+    undrawn = compute.drop_null(dataset.rejected["cluster"])
     if not len(undrawn) and BALANCE.reasons.keys() & set(dataset.rejected["reason"].unique().to_pylist()):
         return None
     names, before = _counted(arrow.chunked_array([*samples["cluster"].chunks, *undrawn.chunks], arrow.string()))
