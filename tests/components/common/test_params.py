@@ -30,8 +30,8 @@ def test_the_default_document_holds_every_setting_with_its_description() -> None
     text = default_document()
     assert Params.model_validate(yaml.safe_load(text)) == Params()
     values = yaml.safe_load(text)
-    listed = {name for name in names_in(values) if holds_settings(name)}  # several settings in a list are one value
-    assert listed == {"curation.clusters.levels"}
+    listed = {name for name in names_in(values) if holds_settings(name)}  # of lists and mappings
+    assert listed == {"curation.clusters.levels", "curation.retrieval_of"}
     single = {name for name in setting_names(Params) if not holds_settings(name)}
     inside = {name for name in single if any(name.startswith(f"{other}.") for other in listed)}
     assert set(names_in(values)) == single - inside | listed
