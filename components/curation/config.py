@@ -35,9 +35,9 @@ class FilterConfig(Settings):
     """Shorter side in pixels."""
     max_aspect: Annotated[float, Field(ge=1)] = 10.0
     """Longer side over shorter side."""
-    min_contrast: Annotated[float, Field(ge=0)] = 2.0
+    min_contrast: Annotated[float, Field(ge=0, le=16)] = 2.0
     """Standard deviation of the pixels (levels of 0..255, the largest of the three channels); below it an image is
-    blank. 0 keeps blank images."""
+    blank. 0 keeps blank images; above 16 it is not measured exactly."""
 
 
 class DuplicateConfig(Settings):

@@ -1,8 +1,8 @@
 """The process that decodes hostile files: limited in memory and processor time, and gone when its parent is.
 
-Reads files from standard input and writes an answer for each to standard output:
-file = 8 bytes length + content; answer = 4 bytes length + JSON + raw arrays of the lengths that the JSON names.
-Nothing that comes back from here is unpickled or executed.
+Reads batches of files from standard input and writes an answer for each batch to standard output:
+batch = number of files + their lengths + their contents; answer = lengths of JSON and arrays + JSON (a list, one entry
+a file) + the raw arrays of the files that were measured. Nothing that comes back from here is unpickled or executed.
 """
 
 from __future__ import annotations
@@ -15,12 +15,19 @@ import resource
 import signal
 import struct
 import sys
-from typing import Any, BinaryIO
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-LENGTH = struct.Struct(">Q")
+if TYPE_CHECKING:
+    from components.curation.measurement import Sketch
+    from foundry.images import DecodeLimits
+
+COUNT = struct.Struct(">I")
 ANSWER = struct.Struct(">II")
 WALL_FACTOR = 6
 """Wall-clock time allowed, in multiples of the processor time allowed: a busy machine costs nobody a file."""
+FIGURES = ("width", "height", "pixels_sha256", "contrast", "hash")
+"""Fields of a measurement that an answer holds; the arrays follow it."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -35,40 +42,65 @@ def serve(options: dict[str, Any]) -> None:
     source = os.fdopen(os.dup(0), "rb")
     target = os.fdopen(os.dup(1), "wb")
 
+    import cv2
+
     from foundry.images import DecodeLimits
 
+    cv2.setNumThreads(0)
     limits = DecodeLimits(**options["limits"])
-    _measured(_blank(), limits)  # everything is imported and allocated before memory is limited
+    _answers([_looked_at(_blank(), limits)])  # everything is imported and allocated before memory is limited
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):  # C libraries print there
         os.dup2(nothing, descriptor)
     _limit_memory(options["memory"])
-    _answer(target, {"ready": True})
-    while header := source.read(LENGTH.size):
-        data = source.read(LENGTH.unpack(header)[0])
-        signal.setitimer(signal.ITIMER_PROF, options["seconds"])
-        signal.setitimer(signal.ITIMER_REAL, options["seconds"] * WALL_FACTOR)
-        answer, arrays = _measured(data, limits)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        _answer(target, answer, arrays)
+    _answer(target, [], b"")
+    while header := source.read(COUNT.size):
+        (count,) = COUNT.unpack(header)
+        seen = []
+        for length in struct.unpack(lengths_format(count), source.read(8 * count)):
+            data = source.read(length)
+            signal.setitimer(signal.ITIMER_PROF, options["seconds"])
+            signal.setitimer(signal.ITIMER_REAL, options["seconds"] * WALL_FACTOR)
+            seen.append(_looked_at(data, limits))
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        _answer(target, *_answers(seen))
 
 
-def _measured(data: bytes, limits: Any) -> tuple[dict[str, Any], bytes]:
-    from components.curation.measurement import measure
+def lengths_format(count: int) -> str:
+    """Layout of the lengths of ``count`` files, for :mod:`struct`."""
+    return f">{count}Q"
+
+
+def _looked_at(data: bytes, limits: DecodeLimits) -> tuple[dict[str, Any], Sketch | None]:
+    """Digest and extension, or the reason for a refusal; and the sketch of what was decoded."""
+    from components.curation.measurement import sketch
     from foundry.images import FORMATS, ImageError, decode_image, sniff
 
     digest = hashlib.sha256(data).hexdigest()
     try:
-        found = measure(decode_image(data, limits))
+        found = sketch(decode_image(data, limits))
     except ImageError as error:
-        return {"sha256": digest, "reason": error.reason, "detail": error.detail}, b""
+        return {"sha256": digest, "reason": error.reason, "detail": error.detail}, None
     except MemoryError:
-        return {"sha256": digest, "reason": "too-costly", "detail": "needs more memory than one file may"}, b""
+        return {"sha256": digest, "reason": "too-costly", "detail": "needs more memory than one file may"}, None
     kind = sniff(data)
-    values = {name: getattr(found, name) for name in ("width", "height", "pixels_sha256", "contrast", "hash")}
-    extension = FORMATS[kind].extension if kind in FORMATS else "img"
-    return {"sha256": digest, "extension": extension, **values}, found.grey.tobytes() + found.colour.tobytes()
+    return {"sha256": digest, "extension": FORMATS[kind].extension if kind in FORMATS else "img"}, found
+
+
+def _answers(seen: Sequence[tuple[dict[str, Any], Sketch | None]]) -> tuple[list[dict[str, Any]], bytes]:
+    """The answers for a batch, and the arrays of what was measured."""
+    from components.curation.measurement import measurements
+
+    sketches = [found for _, found in seen if found is not None]
+    measured = iter(measurements(sketches) if sketches else ())
+    arrays = []
+    for values, found in seen:
+        if found is not None:
+            figures = next(measured)
+            arrays.append(figures.grey.tobytes() + figures.colour.tobytes())
+            values |= {name: getattr(figures, name) for name in FIGURES}
+    return [values for values, _ in seen], b"".join(arrays)
 
 
 def _blank() -> bytes:
@@ -90,7 +122,7 @@ def _limit_memory(extra: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (now + extra, now + extra))
 
 
-def _answer(target: BinaryIO, values: dict[str, Any], arrays: bytes = b"") -> None:
+def _answer(target: BinaryIO, values: list[dict[str, Any]], arrays: bytes) -> None:
     text = json.dumps(values).encode()
     target.write(ANSWER.pack(len(text), len(arrays)) + text + arrays)
     target.flush()

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import queue
 import select
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from components.curation.blocks import available_cores
 from components.curation.config import DecodeConfig
-from components.curation.decode_worker import ANSWER, LENGTH, WALL_FACTOR
+from components.curation.decode_worker import ANSWER, COUNT, WALL_FACTOR, lengths_format
 from components.curation.measurement import COLOUR_SIDE, SIDE, Measurement
 from components.curation.pool import PoolFile
 from foundry.home import REPOSITORY
 
 START_SECONDS = 120.0
 """How long a worker may take to import its libraries, on the busiest machine."""
-WINDOW_FILES, WINDOW_BYTES = 64, 128 << 20
-"""Files (for each worker) and bytes that wait or are decoded at most."""
+BATCH_FILES, BATCH_BYTES = 32, 512 << 10
+"""Files that go to a worker together: so many, or as many as make so many bytes (a larger file goes alone)."""
+WINDOW_BATCHES, WINDOW_BYTES = 4, 128 << 20
+"""Batches (for each worker) and bytes that wait or are decoded at most."""
+PIPE_BYTES = 1 << 20
+"""Size of the pipes to and from a worker, where the system allows it: a batch passes at once."""
+ARRAY_BYTES = SIDE * SIDE + 2 * COLOUR_SIDE * COLOUR_SIDE
+"""Thumbnail and colour map of one image."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ class Decoded:
 
 
 class _Died(Exception):
-    """The worker is gone; ``reason`` and ``detail`` for the file it worked on."""
+    """The worker is gone; ``reason`` and ``detail`` for the file, or one of the files, that it worked on."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -62,13 +72,14 @@ class _Worker:
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, data: bytes) -> tuple[dict[str, Any], bytes]:
-        """The worker's answer for a file. Raises :class:`_Died`."""
+    def ask(self, files: Sequence[bytes]) -> tuple[list[dict[str, Any]], bytes]:
+        """The worker's answers for some files, and the arrays of those it measured. Raises :class:`_Died`."""
         if self._process is None:
             self._start()
-        deadline = time.monotonic() + self._options["seconds"] * (WALL_FACTOR + 1)
+        deadline = time.monotonic() + len(files) * self._options["seconds"] * (WALL_FACTOR + 1)
+        header = COUNT.pack(len(files)) + struct.pack(lengths_format(len(files)), *map(len, files))
         try:
-            self._send(LENGTH.pack(len(data)) + data, deadline)
+            self._send([header, *files], deadline)
             return self._receive(deadline)
         except (TimeoutError, EOFError, BrokenPipeError) as error:
             raise self._post_mortem(error) from None
@@ -86,8 +97,10 @@ class _Worker:
                 env=environment,
             )
             assert self._process.stdin and self._process.stdout
-            os.set_blocking(self._process.stdin.fileno(), False)
-            os.set_blocking(self._process.stdout.fileno(), False)
+            for pipe in (self._process.stdin, self._process.stdout):
+                os.set_blocking(pipe.fileno(), False)
+                with contextlib.suppress(OSError, AttributeError):
+                    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
             try:
                 self._receive(time.monotonic() + START_SECONDS)
             except (TimeoutError, EOFError):
@@ -96,15 +109,19 @@ class _Worker:
                 told = errors.read()[-2000:].decode(errors="replace")
                 raise RuntimeError(f"the decoding worker did not start:\n{told}") from None
 
-    def _send(self, message: bytes, deadline: float) -> None:
+    def _send(self, parts: Iterable[bytes], deadline: float) -> None:
         assert self._process and self._process.stdin
         descriptor = self._process.stdin.fileno()
-        left = memoryview(message)
+        left = [memoryview(part) for part in parts]
         while left:
             self._wait(descriptor, select.POLLOUT, deadline)
-            left = left[os.write(descriptor, left) :]
+            written = os.writev(descriptor, left)
+            while left and written >= len(left[0]):
+                written -= len(left.pop(0))
+            if written:
+                left[0] = left[0][written:]
 
-    def _receive(self, deadline: float) -> tuple[dict[str, Any], bytes]:
+    def _receive(self, deadline: float) -> tuple[list[dict[str, Any]], bytes]:
         text, arrays = ANSWER.unpack(self._read(ANSWER.size, deadline))
         return json.loads(self._read(text, deadline)), self._read(arrays, deadline)
 
@@ -188,34 +205,72 @@ class DecodeWorkers:
 
     def decode(self, files: Iterable[PoolFile]) -> Iterator[Decoded]:
         """Decode and measure ``files``; the results come in the order of the files."""
-        waiting: deque[tuple[int, Future[Decoded]]] = deque()
-        held = 0
-        for file in files:
-            size = len(file.data or b"")
-            waiting.append((size, self._executor.submit(self._one, file)))
+        waiting: deque[tuple[int, Future[list[Decoded]]]] = deque()
+        held, most = 0, WINDOW_BATCHES * self.count
+        for size, batch in _batches(files):
+            waiting.append((size, self._executor.submit(self._batch, batch)))
             held += size
-            while waiting and (waiting[0][1].done() or len(waiting) > WINDOW_FILES * self.count or held > WINDOW_BYTES):
+            while waiting and (waiting[0][1].done() or len(waiting) > most or held > WINDOW_BYTES):
                 size, result = waiting.popleft()
                 held -= size
-                yield result.result()
+                yield from result.result()
         while waiting:
-            yield waiting.popleft()[1].result()
+            yield from waiting.popleft()[1].result()
 
-    def _one(self, file: PoolFile) -> Decoded:
-        if file.data is None:
-            return Decoded(file.path, 0, "", file.reason, file.detail)
+    def _batch(self, files: list[PoolFile]) -> list[Decoded]:
+        known = [file for file in files if file.data is not None]
+        results = iter(self._measured(known))
+        return [
+            next(results) if file.data is not None else Decoded(file.path, 0, "", file.reason, file.detail)
+            for file in files
+        ]
+
+    def _measured(self, files: list[PoolFile]) -> list[Decoded]:
+        """What became of ``files``, all of them with data."""
+        if not files:
+            return []
         worker = self._idle.get()
         try:
-            values, arrays = worker.ask(file.data)
+            answers, arrays = worker.ask([file.data or b"" for file in files])
         except _Died as death:
-            digest = hashlib.sha256(file.data).hexdigest()
-            return Decoded(file.path, len(file.data), digest, death.reason, death.detail)
+            failure = death
+        else:
+            starts = accumulate((ARRAY_BYTES * ("reason" not in values) for values in answers), initial=0)
+            return [_decoded(*each, arrays) for each in zip(files, answers, starts, strict=False)]
         finally:
             self._idle.put(worker)
-        if "reason" in values:
-            return Decoded(file.path, len(file.data), values["sha256"], values["reason"], values["detail"])
-        grey = np.frombuffer(arrays, np.uint8, SIDE * SIDE).reshape(SIDE, SIDE)
-        colour = np.frombuffer(arrays, np.int8, offset=SIDE * SIDE).reshape(COLOUR_SIDE, COLOUR_SIDE, 2)
-        sha256, extension = values.pop("sha256"), values.pop("extension")
-        measurement = Measurement(grey=grey, colour=colour, **values)
-        return Decoded(file.path, len(file.data), sha256, "", "", extension, measurement)
+        if len(files) > 1:  # one of them did it: each for itself
+            return [result for file in files for result in self._measured([file])]
+        (file,) = files
+        data = file.data or b""
+        return [Decoded(file.path, len(data), hashlib.sha256(data).hexdigest(), failure.reason, failure.detail)]
+
+
+def _batches(files: Iterable[PoolFile]) -> Iterator[tuple[int, list[PoolFile]]]:
+    """(bytes, files) of runs of ``files`` that go to a worker together."""
+    batch: list[PoolFile] = []
+    held = 0
+    for file in files:
+        size = len(file.data or b"")
+        if batch and held + size > BATCH_BYTES:
+            yield held, batch
+            batch, held = [], 0
+        batch.append(file)
+        held += size
+        if len(batch) == BATCH_FILES or held >= BATCH_BYTES:
+            yield held, batch
+            batch, held = [], 0
+    if batch:
+        yield held, batch
+
+
+def _decoded(file: PoolFile, values: dict[str, Any], start: int, arrays: bytes) -> Decoded:
+    """A worker's answer as a result; its arrays begin at ``start``."""
+    size = len(file.data or b"")
+    if "reason" in values:
+        return Decoded(file.path, size, values["sha256"], values["reason"], values["detail"])
+    grey = np.frombuffer(arrays, np.uint8, SIDE * SIDE, start).reshape(SIDE, SIDE)
+    colour = np.frombuffer(arrays, np.int8, 2 * COLOUR_SIDE * COLOUR_SIDE, start + SIDE * SIDE)
+    sha256, extension = values.pop("sha256"), values.pop("extension")
+    measurement = Measurement(grey=grey, colour=colour.reshape(COLOUR_SIDE, COLOUR_SIDE, 2), **values)
+    return Decoded(file.path, size, sha256, "", "", extension, measurement)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,15 +23,19 @@ from foundry.storage import write_atomically
 if TYPE_CHECKING:
     from pyarrow import Schema, Table
 
-SCHEMA = 1
+SCHEMA = 2
 """Of the part files. A folder with parts of another schema, pool or limits is started afresh."""
 PART_FILES = 512
 """Pool files in one part: what a kill costs at most."""
+ARRAYS = {"grey": (np.uint8, (SIDE, SIDE)), "colour": (np.int8, (COLOUR_SIDE, COLOUR_SIDE, 2))}
+"""Columns beside the parts, type and shape of a row: each lies in one file, which is mapped and never read whole."""
+GATHER_ROWS = 4096
+"""Rows of such a column that are copied at a time."""
 
 
 @dataclass(frozen=True)
 class Scan:
-    """Every file of a pool, in pool order, as columns of length n.
+    """Every file of a pool, in pool order, as columns of length n; ``grey`` and ``colour`` lie in files.
 
     ``reason`` is empty for a decoded image; its figures are those of :class:`measurement.Measurement` (zeros
     elsewhere). ``sha256`` is empty where the bytes could not be read.
@@ -59,19 +64,34 @@ class Scan:
 def scan_pool(pool: Pool, pool_digest: str, config: DecodeConfig, folder: Path) -> Scan:
     """Decode and measure every file of ``pool``, resuming from the parts in ``folder``."""
     _prepare(folder, pool_digest, config)
-    parts = list(_finished(folder))
+    done = sum(table.num_rows for table in _finished(folder))
     finished = folder / "finished"
     if not finished.exists():
-        done = len(parts) * PART_FILES
         with Progress("decode", None, "images", done=done) as progress, DecodeWorkers(config) as workers:
             results = workers.decode(pool.files(done, config.max_bytes))
             while rows := list(_advance(islice(results, PART_FILES), progress)):
-                parts.append(_table(rows))
-                _write(parts[-1], _part(folder, len(parts) - 1))
+                _write(rows, folder, done)
+                done += len(rows)
                 if len(rows) < PART_FILES:
                     break
         write_atomically(finished, "")
-    return _columns(parts)
+    return _columns(folder, done)
+
+
+def gather(columns: Sequence[np.ndarray], rows: Sequence[np.ndarray], file: Path) -> np.ndarray:
+    """The ``rows`` of each of ``columns``, one after the other, as an array that lies in ``file`` and not in memory."""
+    count = sum(map(len, rows))
+    if not count:
+        return columns[0][:0]
+    gathered = np.lib.format.open_memmap(file, "w+", columns[0].dtype, (count, *columns[0].shape[1:]))
+    place = 0
+    for column, chosen in zip(columns, rows, strict=True):
+        for start in range(0, len(chosen), GATHER_ROWS):
+            part = column[chosen[start : start + GATHER_ROWS]]
+            gathered[place : place + len(part)] = part
+            place += len(part)
+    gathered.flush()
+    return gathered
 
 
 def _advance(results: Iterator[Decoded], progress: Progress) -> Iterator[Decoded]:
@@ -107,15 +127,16 @@ def _finished(folder: Path) -> Iterator[Table]:
     import pyarrow as arrow
     from pyarrow import parquet
 
+    finished = folder / "finished"
     number = 0
     while (path := _part(folder, number)).exists():
         try:
             table = parquet.read_table(path)
         except (OSError, arrow.ArrowException):
+            table = None
+        if table is None or (table.num_rows < PART_FILES and not finished.exists()):
             path.unlink()
-            return
-        if table.num_rows < PART_FILES and not (folder / "finished").exists():
-            path.unlink()
+            finished.unlink(missing_ok=True)
             return
         yield table
         number += 1
@@ -129,7 +150,6 @@ def _schema() -> Schema:
         [(name, arrow.string()) for name in texts]
         + [("size", arrow.int64()), ("width", arrow.int32()), ("height", arrow.int32())]
         + [("contrast", arrow.float32()), ("hash", arrow.uint64())]
-        + [("grey", arrow.binary(SIDE * SIDE)), ("colour", arrow.binary(2 * COLOUR_SIDE * COLOUR_SIDE))]
     )
 
 
@@ -144,33 +164,39 @@ def _table(rows: list[Decoded]) -> Table:
         values["pixels_sha256"].append(found.pixels_sha256 if found else "")
         for name in ("width", "height", "contrast", "hash"):
             values[name].append(getattr(found, name) if found else 0)
-        values["grey"].append(found.grey.tobytes() if found else bytes(SIDE * SIDE))
-        values["colour"].append(found.colour.tobytes() if found else bytes(2 * COLOUR_SIDE * COLOUR_SIDE))
     return arrow.table(values, schema=_schema())
 
 
-def _write(table: Table, path: Path) -> None:
+def _write(rows: list[Decoded], folder: Path, start: int) -> None:
+    """Keep the part that begins with row ``start``. Its table comes last: rows without it do not count."""
     from pyarrow import BufferOutputStream, parquet
 
+    for name, (kind, shape) in ARRAYS.items():
+        blank = np.zeros(shape, kind)
+        block = np.stack([getattr(row.measurement, name) if row.measurement else blank for row in rows])
+        with open(os.open(_array(folder, name), os.O_WRONLY | os.O_CREAT, 0o644), "wb") as file:
+            file.seek(start * blank.nbytes)
+            file.write(block.data)
+            file.flush()
+            os.fsync(file.fileno())
     buffer = BufferOutputStream()
-    parquet.write_table(table, buffer, compression="zstd")
-    write_atomically(path, buffer.getvalue().to_pybytes())
+    parquet.write_table(_table(rows), buffer, compression="zstd")
+    write_atomically(_part(folder, start // PART_FILES), buffer.getvalue().to_pybytes())
 
 
-def _columns(parts: list[Table]) -> Scan:
+def _array(folder: Path, name: str) -> Path:
+    return folder / f"{name}.bin"
+
+
+def _columns(folder: Path, count: int) -> Scan:
     import pyarrow as arrow
 
-    table = arrow.concat_tables(parts) if parts else _schema().empty_table()
+    table = arrow.concat_tables([_schema().empty_table(), *_finished(folder)])
     values: dict[str, Any] = {}
+    for name, (kind, shape) in ARRAYS.items():
+        size = (count, *shape)
+        values[name] = np.memmap(_array(folder, name), kind, "r", shape=size) if count else np.zeros(size, kind)
     for name in table.schema.names:
-        if name in ("grey", "colour"):
-            kind = np.uint8 if name == "grey" else np.int8
-            blocks = [np.frombuffer(b"".join(chunk.to_pylist()), kind) for chunk in table[name].chunks]
-            flat = np.concatenate(blocks) if blocks else np.zeros(0, kind)
-            shape = (-1, SIDE, SIDE) if name == "grey" else (-1, COLOUR_SIDE, COLOUR_SIDE, 2)
-            values[name] = flat.reshape(shape)
-        elif arrow.types.is_string(table.schema.field(name).type):
-            values[name] = table[name].to_pylist()
-        else:
-            values[name] = table[name].to_numpy()
+        text = arrow.types.is_string(table.schema.field(name).type)
+        values[name] = table[name].to_pylist() if text else table[name].to_numpy()
     return Scan(**values)

@@ -59,7 +59,7 @@ def run(config: CurationConfig, inputs: Mapping[str, str], output: Path) -> dict
     if url := inputs.get("evaluation"):
         known = read_source(url, config, work, "evaluation")
         held_out.append((known.scan, held_out_rows(known.scan, url, config.duplicates.held_out)))
-    unique, because = _deduplicate([(scan, usable), *held_out], config, rejections)
+    unique, because = _deduplicate([(scan, usable), *held_out], config, rejections, work)
     if not len(unique):
         raise UserError(f"{pool.url}: all of its {len(usable)} usable images are copies of {inputs['evaluation']}")
 
@@ -72,7 +72,7 @@ def run(config: CurationConfig, inputs: Mapping[str, str], output: Path) -> dict
     members |= {f"{RETRIEVED}:{label}": unique[places] for label, places in found.items()}
     first = len(source.scan)
     for taken in raw:
-        rows = _as_they_are(scan, range(first, first + len(taken.scan)), held_out, config, rejections)
+        rows = _as_they_are(scan, range(first, first + len(taken.scan)), held_out, config, rejections, work)
         members[f"{RAW}:{taken.label}"] = rows
         first += len(taken.scan)
     chosen = select(members, scan.sha256)
@@ -191,7 +191,7 @@ def _filter(scan: Scan, filters: FilterConfig, rejections: _Rejections) -> np.nd
 
 
 def _deduplicate(
-    parts: Sequence[tuple[Scan, np.ndarray]], config: CurationConfig, rejections: _Rejections
+    parts: Sequence[tuple[Scan, np.ndarray]], config: CurationConfig, rejections: _Rejections, work: Path
 ) -> tuple[np.ndarray, dict[int, str]]:
     """(rows of one image of each picture, why each of them is kept), of the first of ``parts``: scans and usable rows.
 
@@ -200,6 +200,7 @@ def _deduplicate(
     import numpy as np
 
     from components.curation.duplicates import Images, find_duplicates
+    from components.curation.scan import gather
     from components.curation.shards import key_of
 
     usable = parts[0][1]
@@ -210,6 +211,9 @@ def _deduplicate(
     def numbers(name: str) -> np.ndarray:
         return np.concatenate([getattr(scan, name)[rows] for scan, rows in parts])
 
+    def arrays(name: str) -> np.ndarray:
+        return gather([getattr(scan, name) for scan, _ in parts], [rows for _, rows in parts], work / f"{name}.npy")
+
     images = Images(
         path=texts("path"),
         sha256=texts("sha256"),
@@ -218,8 +222,8 @@ def _deduplicate(
         width=numbers("width"),
         height=numbers("height"),
         hash=numbers("hash"),
-        grey=numbers("grey"),
-        colour=numbers("colour"),
+        grey=arrays("grey"),
+        colour=arrays("colour"),
         evaluation=np.repeat([False, True], [len(usable), sum(len(rows) for _, rows in parts[1:])]),
     )
     groups = find_duplicates(images, config.duplicates)
@@ -300,6 +304,7 @@ def _as_they_are(
     held_out: Sequence[tuple[Scan, np.ndarray]],
     config: CurationConfig,
     rejections: _Rejections,
+    work: Path,
 ) -> np.ndarray:
     """Rows of a dataset that is taken as it is: all its images but copies of images that measure."""
     import numpy as np
@@ -310,7 +315,7 @@ def _as_they_are(
     if not held_out or not len(rows):
         return rows
     copies = _Rejections(scan)
-    _deduplicate([(scan, rows), *held_out], config, copies)
+    _deduplicate([(scan, rows), *held_out], config, copies, work)
     leaks = copies.of_reason("evaluation-copy")
     for row, told in leaks.items():
         rejections.add(row, *told)
@@ -397,7 +402,7 @@ def _disk_bytes(config: CurationConfig, inputs: Mapping[str, str]) -> int:
             continue
         path = local_path(url)
         sizes = [file.stat().st_size for file in (files_under(path) if path.is_dir() else [path])]
-        total += sum(sizes) * (2 if config.embedding.bootstrap.enabled else 1) + 5000 * len(sizes)
+        total += sum(sizes) * (2 if config.embedding.bootstrap.enabled else 1) + 15_000 * len(sizes)
     return total
 
 

@@ -47,7 +47,8 @@ def check_cost(name: str, data: bytes, limits: DecodeLimits) -> None:
 
 def check_scans(data: bytes, pixels: int) -> None:
     """Raise :class:`ImageError` for a JPEG of ``pixels`` whose number of scans makes it a time bomb."""
-    _bound(data.count(b"\xff\xda") * pixels, MAX_SCAN_PIXELS, "JPEG scans x pixels")
+    if len(data) // 2 * pixels > MAX_SCAN_PIXELS:  # otherwise there is no room for so many
+        _bound(data.count(b"\xff\xda") * pixels, MAX_SCAN_PIXELS, "JPEG scans x pixels")
 
 
 def exif_of_png(data: bytes) -> bytes | None:

@@ -66,7 +66,10 @@ def load(member: Member, max_bytes: int) -> PoolFile:
     try:
         if member.size is not None and member.size > max_bytes:
             raise Problem("too-many-bytes", f"{member.size} bytes, the limit is {max_bytes}")
-        data = member.read(max_bytes + 1)
+        listed = max_bytes if member.size is None else member.size
+        data = member.read(listed + 1)  # a reader may set aside all the memory that it is asked for
+        if listed < len(data) <= max_bytes and member.independent:
+            data = member.read(max_bytes + 1)  # it has grown
         if len(data) > max_bytes:
             raise Problem("too-many-bytes", f"more than {max_bytes} bytes")
     except Problem as problem:

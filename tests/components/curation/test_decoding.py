@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+from components.curation import decoding
 from components.curation.config import DecodeConfig
 from components.curation.decoding import Decoded, DecodeWorkers
 from components.curation.measurement import measure
@@ -60,9 +61,39 @@ def test_broken_files_have_the_decoders_reason() -> None:
 
 
 def test_a_file_that_was_not_read_keeps_its_reason() -> None:
+    unread = PoolFile("x.png", None, "unreadable", "no permission")
     with DecodeWorkers(DecodeConfig(workers=1)) as workers:
-        (found,) = workers.decode([PoolFile("x.png", None, "unreadable", "no permission")])
+        assert [result.reason for result in workers.decode([unread])] == ["unreadable"]
+        before, found, after = workers.decode([PoolFile("a", GOOD[0]), unread, PoolFile("b", GOOD[1])])
     assert (found.reason, found.detail, found.sha256) == ("unreadable", "no permission", "")
+    assert (before.path, before.reason, after.path, after.reason) == ("a", "", "b", "")
+
+
+def test_a_file_that_ruins_its_batch_costs_only_itself(slow_image: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "BATCH_BYTES", len(slow_image) * 2)
+    found = decode([GOOD[0], slow_image, b"", GOOD[1]], workers=1, max_seconds=0.15)
+    assert [result.reason for result in found] == ["", "timeout", "empty", ""]
+    alone = decode([GOOD[1]], workers=1)[0].measurement
+    assert found[3].measurement is not None and alone is not None
+    np.testing.assert_array_equal(found[3].measurement.grey, alone.grey)
+
+
+def test_no_more_is_read_ahead_than_the_windows_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "BATCH_FILES", 3)
+    monkeypatch.setattr(decoding, "WINDOW_BATCHES", 2)
+    taken = 0
+
+    def endless() -> Iterator[PoolFile]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield PoolFile(str(taken), GOOD[0])
+
+    with DecodeWorkers(DecodeConfig(workers=1)) as workers:
+        results = workers.decode(endless())
+        for given in range(1, 20):
+            next(results)
+            assert taken <= given + 3 * (2 + 2)
 
 
 def test_a_file_that_takes_too_long_costs_only_itself(slow_image: bytes) -> None:
@@ -127,6 +158,7 @@ def test_no_worker_outlives_a_killed_parent(slow_image: bytes, tmp_path: Path) -
     (tmp_path / "slow.png").write_bytes(slow_image)
     program = f"""
 import sys
+from components.curation import decoding
 from components.curation.config import DecodeConfig
 from components.curation.decoding import DecodeWorkers
 from components.curation.pool import PoolFile

@@ -11,14 +11,15 @@ from components.curation import decoding
 from components.curation import scan as scan_module
 from components.curation.config import DecodeConfig
 from components.curation.pool import PoolFile, open_pool
-from components.curation.scan import Scan, scan_pool
+from components.curation.scan import Scan, gather, scan_pool
 from tests.components.curation.pictures import write_pool
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan_module, "PART_FILES", 7)
-    monkeypatch.setattr(decoding, "WINDOW_FILES", 1)  # so that little is read ahead
+    monkeypatch.setattr(decoding, "BATCH_FILES", 1)
+    monkeypatch.setattr(decoding, "WINDOW_BATCHES", 1)  # so that little is read ahead
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,7 @@ def test_every_file_has_a_row_and_the_number_of_workers_changes_nothing(pool_fol
     assert by_path["broken/empty.jpg"] == "empty"
     assert by_path["broken/page.jpg"] == by_path["broken/notes.txt"] == "not-an-image"
     assert by_path["broken/short.png"] == "truncated"
+    assert scans[0].extension[paths.index("again/named.jpg")] == "png", "by content, not by name"
     assert sum(reason == "" for reason in scans[0].reason) == len(paths) - 4
 
 
@@ -84,7 +86,6 @@ def test_a_scan_that_was_broken_off_goes_on_where_it_was(pool_folder: Path, tmp_
 
 def test_a_damaged_part_is_made_again(pool_folder: Path, tmp_path: Path) -> None:
     whole = scan(Recorder(pool_folder), tmp_path)
-    (tmp_path / "finished").unlink()
     (tmp_path / "part-000002.parquet").write_bytes(b"PAR1 damaged")
     again = Recorder(pool_folder)
     assert_equal(scan(again, tmp_path), whole)
@@ -99,6 +100,21 @@ def test_parts_of_another_pool_or_other_limits_are_not_used(
     again = Recorder(pool_folder)
     scan(again, tmp_path, **change)  # type: ignore[arg-type]
     assert len(again.read) == len(list(open_pool(str(pool_folder)).files()))
+
+
+def test_thumbnails_lie_in_files_and_are_gathered_into_files(
+    pool_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan_module, "GATHER_ROWS", 3)
+    found = scan(Recorder(pool_folder), tmp_path / "scan")
+    for name in scan_module.ARRAYS:
+        column = getattr(found, name)
+        assert isinstance(column, np.memmap) and len(column) == len(found)
+        rows = [np.array([4, 0, 7, 11, 2]), np.array([], np.int64), np.array([1])]
+        gathered = gather([column] * 3, rows, tmp_path / f"{name}.npy")
+        assert isinstance(gathered, np.memmap)
+        np.testing.assert_array_equal(gathered, np.asarray(column)[[4, 0, 7, 11, 2, 1]])
+        assert gather([column], [rows[1]], tmp_path / "none.npy").shape == (0, *column.shape[1:])
 
 
 def test_the_number_of_workers_may_change_on_the_way(pool_folder: Path, tmp_path: Path) -> None:

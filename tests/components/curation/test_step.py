@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -228,7 +229,7 @@ from pathlib import Path
 from components.curation import decoding, scan
 from components.curation.config import CurationConfig
 from components.curation.step import run
-scan.PART_FILES, decoding.WINDOW_FILES = 8, 1
+scan.PART_FILES, decoding.BATCH_FILES = 8, 1
 run(CurationConfig.model_validate({{"decode": {{"workers": 2}}}}), {{"pool": {str(tmp_path / "pool")!r}}},
     Path({str(tmp_path / "killed")!r}))
 """
@@ -248,6 +249,70 @@ run(CurationConfig.model_validate({{"decode": {{"workers": 2}}}}), {{"pool": {st
     )
     assert "decode: " in resumed.stderr
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+
+
+KILLED_AT = {
+    "evaluation": "components.curation.scan._write",
+    "gathering": "components.curation.scan.gather",
+    "duplicates": "components.curation.duplicates.near_pairs",
+    "clusters": "components.curation.clustering.cluster_here",
+    "drawing": "components.curation.sampling.balanced_sample",
+    "shards": "components.curation.shards._write_at",
+    "tables": "components.curation.dataset.write_table",
+    "description": "components.curation.dataset.write_description",
+}
+"""Phases of the step, and a function that is called in each."""
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("held-out")
+    for number, piece in enumerate(crops(3, 80, seed=3)):
+        (folder / f"{number}.png").write_bytes(encode(piece))
+    return folder
+
+
+@pytest.mark.parametrize("phase", KILLED_AT)
+def test_a_run_killed_in_any_phase_ends_with_the_same_dataset(
+    phase: str, pool: Path, held_out: Path, whole: dict[str, str], tmp_path: Path
+) -> None:
+    """SIGKILL at a call of a function of the phase, chosen at random by the name of the phase, in the middle of it."""
+    calls = {"evaluation": 6, "gathering": 2, "shards": 20, "tables": 2}.get(phase, 1)
+    at = random.Random(phase).randint(1, calls)
+    program = f"""
+import importlib, os, signal, sys
+from pathlib import Path
+from components.curation import scan
+from components.curation.config import CurationConfig
+from components.curation.step import run
+scan.PART_FILES = 8
+module, name = {KILLED_AT[phase]!r}.rsplit(".", 1)
+module = importlib.import_module(module)
+called, calls = getattr(module, name), 0
+def dying(*arguments, **more):
+    global calls
+    calls += 1
+    if calls == {at}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return called(*arguments, **more)
+if sys.argv[1:]:
+    setattr(module, name, dying)
+run(CurationConfig.model_validate({{"decode": {{"workers": 4}}}}),
+    {{"pool": {str(pool)!r}, "evaluation": {str(held_out)!r}}}, Path({str(tmp_path)!r}))
+"""
+    killed = subprocess.run([sys.executable, "-c", program, "die"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "dataset.json").exists()
+    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, check=True)
+    assert files_of(tmp_path) == whole
+
+
+@pytest.fixture(scope="module")
+def whole(pool: Path, held_out: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The files of the dataset that one worker makes undisturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    curate(pool, folder, held_out)
+    return files_of(folder)
 
 
 def test_the_step_says_what_it_is() -> None:

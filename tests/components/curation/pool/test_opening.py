@@ -14,6 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from components.curation.pool import PoolFile, open_pool, pool_digest, read_pool
+from components.curation.pool.files import Member, load
 from components.curation.pool.opening import expand_braces
 from foundry.errors import UserError
 
@@ -77,6 +78,25 @@ def test_files_that_cannot_be_had_have_a_reason(tmp_path: Path) -> None:
     assert "100 bytes" in found["big.png"].detail
     for name in ("dangling.png", "pipe.png"):
         assert (found[name].data, found[name].reason) == (None, "unreadable")
+
+
+def test_no_more_memory_is_asked_for_than_the_list_says_and_a_file_that_grew_is_whole() -> None:
+    content, asked = b"0123456789", []
+
+    def read(limit: int) -> bytes:
+        asked.append(limit)
+        return content[:limit]
+
+    def loaded(size: int | None, limit: int) -> tuple[bytes | None, str, list[int]]:
+        asked.clear()
+        file = load(Member("x", size, read, independent=True), limit)
+        return file.data, file.reason, list(asked)
+
+    assert loaded(10, 100) == (content, "", [11])
+    assert loaded(4, 100) == (content, "", [5, 101])
+    assert loaded(None, 100) == (content, "", [101])
+    assert loaded(4, 9) == (None, "too-many-bytes", [5, 10])
+    assert loaded(10, 9) == (None, "too-many-bytes", [])
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
