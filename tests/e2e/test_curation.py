@@ -13,18 +13,22 @@ import pytest
 from tests.e2e.checkout import make_checkout
 
 pytestmark = pytest.mark.timeout(600)
-KFP = """
+OTHERS = ("evaluation", "backbone", "embeddings", "seeds", "raw")
+"""Inputs of curation beside the pool."""
+KFP = f"""
 import sys
 from kfp import local
 from components.curation.component import curate
 local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=sys.argv[2], enable_caching=False)
-task = curate(config={"decode": {"workers": 4}}, pool=sys.argv[1], evaluation="none")
+task = curate(
+    config={{"decode": {{"workers": 4}}}}, pool=sys.argv[1], **dict.fromkeys({OTHERS!r}, "none")
+)
 print("\\nresult", task.outputs["dataset"].path)
 """
 
 
 def test_the_dataset_is_the_same_from_the_command_line_dvc_and_kfp(pool: Path, tmp_path: Path) -> None:
-    checkout = make_checkout(tmp_path / "checkout", {"images": str(pool), "evaluation": "none"})
+    checkout = make_checkout(tmp_path / "checkout", {"images": str(pool), **dict.fromkeys(OTHERS, "none")})
     folder, scripts = checkout.folder, str(Path(sys.executable).parent)
 
     def variables(name: str) -> dict[str, str]:
