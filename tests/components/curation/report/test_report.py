@@ -247,6 +247,7 @@ def test_a_page_stays_small_whatever_the_dataset(copy: Path) -> None:
         "source": [f"{'s' * 1000}{row}" for row in range(count)],
         "cluster": [f"{row % 7}/{'c' * 500}{int(row**0.5)}" for row in range(count)],
         "kept_because": ["best of 2 copies by name"] * count,
+        "parts": [["balanced"]] * count,
     }
     numbers = {"offset": 0, "length": len(data), "width": 160, "height": 160, "weight": 1.0}
     schema = parquet.read_schema(copy / "samples.parquet")
@@ -267,7 +268,7 @@ def test_a_page_stays_small_whatever_the_dataset(copy: Path) -> None:
     parquet.write_table(table, copy / "rejected.parquet")
     description = json.loads((copy / "dataset.json").read_text())
     description["counts"] |= {"samples": count, "rejected": count, "files": 2 * count}
-    description["digests"]["content"] = content_digest(samples)
+    description["digests"]["content"] = content_digest(samples, description["mix"])
     (copy / "dataset.json").write_text(json.dumps(description))
     write_report(copy, copy / "report.html")
     page, words = read_page(copy)
