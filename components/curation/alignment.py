@@ -43,7 +43,8 @@ class Comparison:
     a common frame or background does not help (1 where there are few). ``colour``: cosine of the colour maps; 1 where
     one of the two is grey.
     ``stretch``: ratio of the map's largest to its smallest scale in pixels of the images (1 for a true copy).
-    ``overlap``: share of the template that the source covers. All are 0 for pairs that are given up early.
+    ``overlap``: share of the template that the source covers. ``maps`` (m, 2, 3): the alignment, from the template's
+    -1..1 (mirrored first) to the source's. All are 0 for pairs that are given up early.
     """
 
     similarity: np.ndarray
@@ -52,6 +53,7 @@ class Comparison:
     colour: np.ndarray
     stretch: np.ndarray
     overlap: np.ndarray
+    maps: np.ndarray
 
 
 def compare(
@@ -65,18 +67,18 @@ def compare(
         used, place = np.unique(np.concatenate([pair_source, pair_template]), return_inverse=True)
         pair = (place[: len(pair_source)], place[len(pair_source) :], mirrored)
         image = grey[used].astype(np.float32) * SCALE
-        smooth = _blur(image, 1.5)
+        smooth = blur(image, 1.5)
         start = np.zeros((len(pair_source), 2, 3), np.float32)
         start[:, 0, 0], start[:, 1, 1] = found.scale[span].T
         start[:, :, 2] = found.offset[span]
-        slopes = _slopes(smooth)
-        maps = _refine(smooth, slopes, *pair, start, COARSE_SIDE, COARSE_ITERATIONS)
+        slopes = gradients(smooth)
+        maps = refine(smooth, slopes, *pair, start, COARSE_SIDE, COARSE_ITERATIONS)
         kept = np.flatnonzero(_correlation(smooth, *pair, maps) >= PROMISING)
-        result = np.zeros((len(pair_source), 6))
+        result = np.zeros((len(pair_source), 6 + 6))
         if len(kept):
             pair = (pair[0][kept], pair[1][kept], mirrored[kept])
-            maps = _refine(smooth, slopes, *pair, maps[kept], FINE_SIDE, FINE_ITERATIONS)
-            similarity, agreement, middle, overlap = _judge(_blur(image, 0.7), *pair, maps)
+            maps = refine(smooth, slopes, *pair, maps[kept], FINE_SIDE, FINE_ITERATIONS)
+            similarity, agreement, middle, overlap = _judge(blur(image, 0.7), *pair, maps)
             tint = np.moveaxis(colour[used].astype(np.float32) * 2, 3, 0)
             scales = [sizes[side[kept]].astype(np.float64) for side in (pair_source, pair_template)]
             figures = [
@@ -87,12 +89,13 @@ def compare(
                 _stretch(maps, *scales),
                 overlap,
             ]
-            result[kept] = np.stack(figures, axis=1)
+            result[kept] = np.column_stack([*figures, maps.reshape(-1, 6)])
         return result
 
-    if not len(found.source):
-        return Comparison(*np.zeros((6, 0)))
-    return Comparison(*by_blocks(work, len(found.source), BLOCK, threads).T)
+    result = by_blocks(work, len(found.source), BLOCK, threads) if len(found.source) else np.zeros((0, 6 + 6))
+    similarity, agreement, middle, tint, stretch, overlap = result[:, :6].T
+    maps = result[:, 6:].astype(np.float32).reshape(-1, 2, 3)
+    return Comparison(similarity, agreement, middle, tint, stretch, overlap, maps)
 
 
 def flatness(grey: np.ndarray) -> np.ndarray:
@@ -120,7 +123,7 @@ def _of_three(image: np.ndarray, axis: int, best: np.ufunc) -> np.ndarray:
     return result
 
 
-def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
+def blur(image: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian blur of each of (n, side, side) float32."""
     import cv2
 
@@ -130,7 +133,7 @@ def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
     return blurred
 
 
-def _slopes(image: np.ndarray) -> np.ndarray:
+def gradients(image: np.ndarray) -> np.ndarray:
     """Horizontal and vertical change of (n, side, side) per half frame (1 in -1..1): (2, n, side, side)."""
     slopes = np.zeros((2, *image.shape), np.float32)
     factor = np.float32(image.shape[1] / 4)
@@ -198,7 +201,7 @@ def _standard(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.n
     return centred / deviation, deviation
 
 
-def _refine(
+def refine(
     smooth: np.ndarray,
     slopes: np.ndarray,
     source: np.ndarray,
@@ -248,6 +251,19 @@ def _correlation(
     inside = sampling.inside
     product = _standard(sampling.of(smooth), inside)[0] * _standard(goal, inside)[0]
     return np.asarray((product * inside).sum(axis=1) / (inside.sum(axis=1) + 1e-6))
+
+
+def laid_on(
+    images: np.ndarray, source: np.ndarray, template: np.ndarray, mirrored: np.ndarray, maps: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sources and templates (m, side, side) of aligned pairs of ``images`` (k, side, side) at the pixels of the
+    templates, and 1 where the source has such a pixel, else 0; all float32."""
+    side = images.shape[1]
+    points = _points(side)
+    sampling = _Sampling.at(source, _map(maps, points), side)
+    other = _Sampling.at(template, _template_points(points, mirrored), side).of(images)
+    mine, other, inside = (values.reshape(-1, side, side) for values in (sampling.of(images), other, sampling.inside))
+    return mine, other, inside
 
 
 def _judge(

@@ -64,6 +64,8 @@ class DuplicateConfig(Settings):
     """Mean correlation of the textured blocks away from the edges: a common frame is no common picture."""
     colour_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.6
     """Cosine of the aligned colour maps of two coloured images; below it they are recoloured variants, not copies."""
+    close_difference: Annotated[float, Field(gt=0)] = 0.45
+    """Largest difference of graphics, at 128 x 128 pixels, over the contrast around it: a letter or line is more."""
 
 
 PASSES = 10

@@ -15,7 +15,7 @@ import resource
 import signal
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _PR_SET_PDEATHSIG = 1
 
 def serve(options: dict[str, Any]) -> None:
     """Answer until standard input ends. ``options``: limits (fields of DecodeLimits), seconds, memory (bytes), parent
-    (process id)."""
+    (process id), closeups (whether close-ups are wanted instead of measurements)."""
     if sys.platform == "linux":  # elsewhere the end of standard input and the timers end it, a little later
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != options["parent"]:
@@ -48,7 +48,10 @@ def serve(options: dict[str, Any]) -> None:
 
     cv2.setNumThreads(0)
     limits = DecodeLimits(**options["limits"])
-    _answers([_looked_at(_blank(), limits)])  # everything is imported and allocated before memory is limited
+    look: Callable[[bytes, DecodeLimits], Any] = _close_look if options["closeups"] else _looked_at
+    answers: Callable[[Any], tuple[list[dict[str, Any]], bytes]]
+    answers = _close_answers if options["closeups"] else _answers
+    answers([look(_blank(), limits)])  # everything is imported and allocated before memory is limited
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):  # C libraries print there
         os.dup2(nothing, descriptor)
@@ -56,15 +59,15 @@ def serve(options: dict[str, Any]) -> None:
     _answer(target, [], b"")
     while header := source.read(COUNT.size):
         (count,) = COUNT.unpack(header)
-        seen = []
+        seen: list[Any] = []
         for length in struct.unpack(lengths_format(count), source.read(8 * count)):
             data = source.read(length)
             signal.setitimer(signal.ITIMER_PROF, options["seconds"])
             signal.setitimer(signal.ITIMER_REAL, options["seconds"] * WALL_FACTOR)
-            seen.append(_looked_at(data, limits))
+            seen.append(look(data, limits))
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
-        _answer(target, *_answers(seen))
+        _answer(target, *answers(seen))
 
 
 def lengths_format(count: int) -> str:
@@ -101,6 +104,21 @@ def _answers(seen: Sequence[tuple[dict[str, Any], Sketch | None]]) -> tuple[list
             arrays.append(figures.grey.tobytes() + figures.colour.tobytes())
             values |= {name: getattr(figures, name) for name in FIGURES}
     return [values for values, _ in seen], b"".join(arrays)
+
+
+def _close_look(data: bytes, limits: DecodeLimits) -> tuple[dict[str, Any], bytes]:
+    """The close-up of what was decoded, or the reason for a refusal."""
+    from components.curation.closeup import take
+    from foundry.images import ImageError, decode_image
+
+    try:
+        return {}, take(decode_image(data, limits)).tobytes()
+    except (ImageError, MemoryError) as error:
+        return {"reason": getattr(error, "reason", "too-costly")}, b""
+
+
+def _close_answers(seen: Sequence[tuple[dict[str, Any], bytes]]) -> tuple[list[dict[str, Any]], bytes]:
+    return [values for values, _ in seen], b"".join(pixels for _, pixels in seen)
 
 
 def _blank() -> bytes:

@@ -16,14 +16,15 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from components.curation import closeup
 from components.curation.blocks import available_cores
 from components.curation.config import DecodeConfig
 from components.curation.decode_worker import ANSWER, COUNT, WALL_FACTOR, lengths_format
@@ -41,6 +42,8 @@ PIPE_BYTES = 1 << 20
 """Size of the pipes to and from a worker, where the system allows it: a batch passes at once."""
 ARRAY_BYTES = SIDE * SIDE + 2 * COLOUR_SIDE * COLOUR_SIDE
 """Thumbnail and colour map of one image."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -176,15 +179,19 @@ class _Worker:
 
 
 class DecodeWorkers:
-    """A set of worker processes; a context manager. No process is left when it closes, or when this process dies."""
+    """A set of worker processes; a context manager. No process is left when it closes, or when this process dies.
 
-    def __init__(self, config: DecodeConfig) -> None:
+    They measure files (:meth:`decode`), or with ``closeups`` take close-ups of them (:meth:`closeups`).
+    """
+
+    def __init__(self, config: DecodeConfig, closeups: bool = False) -> None:
         self.count = config.workers or available_cores()
         options = {
             "limits": {"max_bytes": config.max_bytes, "max_pixels": config.max_pixels},
             "seconds": config.max_seconds,
             "memory": config.max_memory_mib << 20,
             "parent": os.getpid(),
+            "closeups": closeups,
         }
         self._workers = [_Worker(options) for _ in range(self.count)]
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
@@ -205,10 +212,17 @@ class DecodeWorkers:
 
     def decode(self, files: Iterable[PoolFile]) -> Iterator[Decoded]:
         """Decode and measure ``files``; the results come in the order of the files."""
-        waiting: deque[tuple[int, Future[list[Decoded]]]] = deque()
+        return self._in_order(self._batch, files)
+
+    def closeups(self, files: Iterable[PoolFile]) -> Iterator[np.ndarray]:
+        """Close-ups (see :mod:`closeup`) of ``files``, in their order; plain for a file that is no longer decoded."""
+        return self._in_order(self._close_looks, files)
+
+    def _in_order(self, work: Callable[[list[PoolFile]], list[T]], files: Iterable[PoolFile]) -> Iterator[T]:
+        waiting: deque[tuple[int, Future[list[T]]]] = deque()
         held, most = 0, WINDOW_BATCHES * self.count
         for size, batch in _batches(files):
-            waiting.append((size, self._executor.submit(self._batch, batch)))
+            waiting.append((size, self._executor.submit(work, batch)))
             held += size
             while waiting and (waiting[0][1].done() or len(waiting) > most or held > WINDOW_BYTES):
                 size, result = waiting.popleft()
@@ -216,6 +230,14 @@ class DecodeWorkers:
                 yield from result.result()
         while waiting:
             yield from waiting.popleft()[1].result()
+
+    def _ask(self, files: Sequence[PoolFile]) -> tuple[list[dict[str, Any]], bytes]:
+        """What the next idle worker answers. Raises :class:`_Died`."""
+        worker = self._idle.get()
+        try:
+            return worker.ask([file.data or b"" for file in files])
+        finally:
+            self._idle.put(worker)
 
     def _batch(self, files: list[PoolFile]) -> list[Decoded]:
         known = [file for file in files if file.data is not None]
@@ -229,21 +251,25 @@ class DecodeWorkers:
         """What became of ``files``, all of them with data."""
         if not files:
             return []
-        worker = self._idle.get()
         try:
-            answers, arrays = worker.ask([file.data or b"" for file in files])
+            answers, arrays = self._ask(files)
         except _Died as death:
-            failure = death
-        else:
-            starts = accumulate((ARRAY_BYTES * ("reason" not in values) for values in answers), initial=0)
-            return [_decoded(*each, arrays) for each in zip(files, answers, starts, strict=False)]
-        finally:
-            self._idle.put(worker)
-        if len(files) > 1:  # one of them did it: each for itself
-            return [result for file in files for result in self._measured([file])]
-        (file,) = files
-        data = file.data or b""
-        return [Decoded(file.path, len(data), hashlib.sha256(data).hexdigest(), failure.reason, failure.detail)]
+            if len(files) > 1:  # one of them did it: each for itself
+                return [result for file in files for result in self._measured([file])]
+            data = files[0].data or b""
+            return [Decoded(files[0].path, len(data), hashlib.sha256(data).hexdigest(), death.reason, death.detail)]
+        starts = accumulate((ARRAY_BYTES * ("reason" not in values) for values in answers), initial=0)
+        return [_decoded(*each, arrays) for each in zip(files, answers, starts, strict=False)]
+
+    def _close_looks(self, files: list[PoolFile]) -> list[np.ndarray]:
+        side = closeup.SIDE
+        plain = np.zeros((side, side), np.uint8)
+        try:
+            answers, arrays = self._ask(files)
+        except _Died:
+            return [look for file in files for look in self._close_looks([file])] if len(files) > 1 else [plain]
+        looks = iter(np.frombuffer(arrays, np.uint8).reshape(-1, side, side))
+        return [plain if "reason" in values else next(looks) for values in answers]
 
 
 def _batches(files: Iterable[PoolFile]) -> Iterator[tuple[int, list[PoolFile]]]:

@@ -3,6 +3,9 @@
 Copies have equal bytes, equal pixels, or are near duplicates: candidates (:mod:`candidates`) that look alike in some
 window (:mod:`windows`) and agree when laid on each other (:mod:`alignment`). Groups are the connected components.
 
+What a thumbnail cannot settle is looked at more closely (:mod:`closeup`), but not what may be a copy of an evaluation
+image: there the doubt counts against the copy.
+
 Of a group the best image is kept: most pixels; then colour over grey; then most bytes; then first by path. Images of an
 evaluation set come before all of these, so that nothing is kept of which they have a copy (Oquab et al. 2023, appendix
 A.1: relative deduplication).
@@ -10,14 +13,17 @@ A.1: relative deduplication).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from components.curation import alignment
+from components.curation import alignment, closeup
 from components.curation.candidates import candidate_pairs
 from components.curation.config import DuplicateConfig
+from components.curation.frames import inner_pictures, within
 from components.curation.windows import Hypotheses, best_windows
 
 MAX_STRETCH = 1.12
@@ -26,6 +32,17 @@ MIN_OVERLAP = 0.7
 """Share of the template that the aligned source must cover."""
 PHOTO_FLATNESS, GRAPHIC_FLATNESS = 0.1, 0.5
 """Flatness up to which a pair is judged as photographs, and from which as graphics; between them the bounds slide."""
+DOUBT = 0.12
+"""By how much thumbnails may miss the bounds on similarity and agreement where close-ups decide."""
+PHOTO_DIFFERENCE, STRICT_FLATNESS = 0.9, 0.4
+"""Difference of close-ups that is allowed at ``PHOTO_FLATNESS``; from the other flatness on, the setting's is."""
+SMALL, SMALL_SHARE = closeup.SIDE // 2, 2 / 3
+"""Side of images (root of the area) up to which every pixel is drawn by hand: they are seen closely even where they
+look like photographs, and graphics among them may differ by this share of the setting only."""
+MAX_GAIN = 1.6
+"""Contrast of one copy over that of the other, at most, where close-ups decide."""
+ONE_SIDED, SPREAD = 0.9, 0.7
+"""From where on differences are a watermark: nearly all brighter (or darker), all over the picture."""
 COLOURED = 4.0
 """Root mean square of a colour map (levels) from which an image is coloured, for the keep-best rule."""
 
@@ -35,6 +52,10 @@ REASONS = {
     "near-duplicate": "a changed copy of another image",
     "evaluation-copy": "a copy of an image of the evaluation set, or of a copy of one",
 }
+
+
+Reader = Callable[[Sequence[int]], Iterator[np.ndarray]]
+"""Gives the close-ups (128, 128) uint8 (:func:`closeup.take`) of images named by rising positions, in that order."""
 
 
 @dataclass(frozen=True)
@@ -71,34 +92,113 @@ def equal_pairs(values: Sequence[str]) -> np.ndarray:
     return np.array([pair for pair in pairs if pair[0] != pair[1]], dtype=np.int64).reshape(-1, 2)
 
 
-def near_pairs(
-    grey: np.ndarray, colour: np.ndarray, hashes: np.ndarray, sizes: np.ndarray, config: DuplicateConfig
-) -> np.ndarray:
-    """Pairs (m, 2) of near duplicates among n thumbnails ``grey``, colour maps, difference hashes and image ``sizes``
-    (n, 2) width, height."""
-    pairs = candidate_pairs(grey, colour, hashes, config.neighbours)
-    found = best_windows(grey, pairs)
-    alike = found.similarity >= config.candidate_similarity
-    found = Hypotheses(**{name: values[alike] for name, values in vars(found).items()})
-    judged = alignment.compare(grey, colour, sizes, found)
-    flat = alignment.flatness(grey)
+@dataclass(frozen=True)
+class _Views:
+    """Thumbnails to compare: of n images, and of what lies inside the frames of those that have one."""
+
+    owner: np.ndarray
+    """(n + f,) int64: the image of each."""
+    box: np.ndarray
+    """(n + f, 4): where it lies in the image; see :func:`frames.inner_pictures`."""
+    grey: np.ndarray
+    colour: np.ndarray
+    sizes: np.ndarray
+
+    @classmethod
+    def of(cls, images: Images) -> _Views:
+        sizes = np.stack([images.width, images.height], axis=1).astype(np.float64)
+        framed, grey, colour, inner_sizes, box = inner_pictures(images.grey, images.colour, sizes)
+        count = len(sizes)
+        return cls(
+            np.concatenate([np.arange(count), framed]),
+            np.concatenate([np.tile([0.0, 0.0, 1.0, 1.0], (count, 1)), box]),
+            np.concatenate([images.grey, grey]),
+            np.concatenate([images.colour, colour]),
+            np.concatenate([sizes, inner_sizes]),
+        )
+
+    def worth_comparing(self, pairs: np.ndarray) -> np.ndarray:
+        """``pairs`` (m, 2) without those of one image, and without those of two frames: their insides are compared."""
+        framed = np.zeros(len(self.owner), bool)
+        framed[self.owner[self.owner != np.arange(len(self.owner))]] = True
+        same = self.owner[pairs[:, 0]] == self.owner[pairs[:, 1]]
+        return pairs[~same & ~framed[pairs].all(axis=1)]
+
+
+def near_pairs(images: Images, config: DuplicateConfig, read: Reader | None) -> np.ndarray:
+    """Pairs (m, 2) of near duplicates among n images of different pixels."""
+    views = _Views.of(images)
+    pairs = candidate_pairs(views.grey, views.colour, images.hash[views.owner], config.neighbours)
+    found = best_windows(views.grey, views.worth_comparing(pairs))
+    found = _of(found, found.similarity >= config.candidate_similarity)
+    judged = alignment.compare(views.grey, views.colour, views.sizes, found)
+    flat = alignment.flatness(views.grey)
     graphic = np.maximum(flat[found.source], flat[found.template])
-    return np.stack([found.source, found.template], axis=1)[same_picture(judged, graphic, config)]
+    alike = same_picture(judged, graphic, config)
+    joined = views.owner[np.stack([found.source, found.template], axis=1)]
+    if read is None:
+        return joined[alike]
+    perhaps = same_picture(judged, graphic, config, DOUBT)
+    photographs = graphic <= PHOTO_FLATNESS
+    small = np.minimum(*(views.sizes[side].prod(axis=1) for side in (found.source, found.template))) <= SMALL**2
+    sure = np.where(images.evaluation[joined].any(axis=1), perhaps, alike & photographs & ~small)
+    doubtful = perhaps & ~sure
+    group = connected_components(len(images.path), joined[sure])
+    doubtful &= group[joined[:, 0]] != group[joined[:, 1]]
+    chosen = np.flatnonzero(doubtful)
+    seen = _close_differences(views, read, _of(found, chosen), judged.maps[chosen])
+    slide = np.clip((graphic[chosen] - PHOTO_FLATNESS) / (STRICT_FLATNESS - PHOTO_FLATNESS), 0, 1)
+    slide = np.where(alike[chosen] & (photographs | ~small)[chosen], slide, 1)
+    strict = np.where(small[chosen], SMALL_SHARE, 1) * config.close_difference
+    limit = PHOTO_DIFFERENCE + slide * (strict - PHOTO_DIFFERENCE)
+    chosen = chosen[same_closely(seen, limit)]
+    return np.concatenate([joined[sure], joined[chosen]])
 
 
-def same_picture(judged: alignment.Comparison, flat: np.ndarray, config: DuplicateConfig) -> np.ndarray:
-    """Which aligned pairs are copies, (m,) bool; ``flat`` (m,) is the flatness of the flatter of the two."""
+def _close_differences(views: _Views, read: Reader, found: Hypotheses, maps: np.ndarray) -> closeup.Difference:
+    """The pairs ``found`` of ``views`` seen closely. Close-ups lie in a file that has no name: they may be many."""
+    used, place = np.unique(np.concatenate([found.source, found.template]), return_inverse=True)
+    shape = (max(1, len(used)), closeup.SIDE, closeup.SIDE)
+    with tempfile.TemporaryFile() as file:
+        pictures = np.memmap(file, np.uint8, "w+", shape=shape)
+        owners, count = np.unique(views.owner[used], return_counts=True)
+        order = np.argsort(views.owner[used], kind="stable")
+        start = 0
+        for picture, number in zip(read(owners.tolist()), count, strict=True):
+            for view in order[start : start + number]:
+                pictures[view] = within(picture[:, :, None], views.box[used[view]])[..., 0]
+            start += number
+        source, template = place[: len(maps)], place[len(maps) :]
+        return closeup.differences(pictures, views.sizes[used], source, template, found.mirrored, maps)
+
+
+def same_picture(
+    judged: alignment.Comparison, flat: np.ndarray, config: DuplicateConfig, doubt: float = 0.0
+) -> np.ndarray:
+    """Which aligned pairs are copies, (m,) bool; ``flat`` (m,) is the flatness of the flatter of the two. The bounds on
+    similarity and agreement are lowered by ``doubt``."""
     slide = np.clip((flat - PHOTO_FLATNESS) / (GRAPHIC_FLATNESS - PHOTO_FLATNESS), 0, 1)
     similarity = config.photo_similarity + slide * (config.graphic_similarity - config.photo_similarity)
     agreement = config.photo_agreement + slide * (config.graphic_agreement - config.photo_agreement)
     return (
-        (judged.similarity >= similarity)
-        & (judged.agreement >= agreement)
+        (judged.similarity >= similarity - doubt)
+        & (judged.agreement >= agreement - doubt)
         & (judged.middle >= config.middle_similarity)
         & (judged.colour >= config.colour_similarity)
         & (judged.stretch <= MAX_STRETCH)
         & (judged.overlap >= MIN_OVERLAP)
     )
+
+
+def same_closely(seen: closeup.Difference, limit: np.ndarray) -> np.ndarray:
+    """Which pairs seen closely are copies, (m,) bool: nothing differs by more than ``limit`` (m,), or a watermark."""
+    watermark = (seen.one_sided >= ONE_SIDED) & (seen.spread >= SPREAD)
+    lit = np.maximum(seen.gain, 1 / np.maximum(seen.gain, 1e-9)) <= MAX_GAIN
+    return np.asarray(lit & ((seen.largest <= limit) | watermark))
+
+
+def _of(found: Hypotheses, chosen: np.ndarray) -> Hypotheses:
+    return Hypotheses(**{name: values[chosen] for name, values in vars(found).items()})
 
 
 @dataclass(frozen=True)
@@ -116,6 +216,14 @@ class Images:
     colour: np.ndarray
     evaluation: np.ndarray
     """(n,) bool: belongs to an evaluation set, not to the pool."""
+
+    def at(self, rows: np.ndarray) -> Images:
+        """The images ``rows``."""
+
+        def chosen(values: Any) -> Any:
+            return values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows]
+
+        return Images(**{name: chosen(values) for name, values in vars(self).items()})
 
     def coloured(self) -> np.ndarray:
         """(n,) bool: whether the image has colour worth the name."""
@@ -150,17 +258,17 @@ MERITS = ("evaluation", "resolution", "colour", "bytes", "name", "name")
 """Names of the entries of :meth:`Images.merits`."""
 
 
-def find_duplicates(images: Images, config: DuplicateConfig) -> Groups:
-    """Group n images by picture and choose which of each group is kept."""
+def find_duplicates(images: Images, config: DuplicateConfig, read: Reader | None = None) -> Groups:
+    """Group n images by picture and choose which of each group is kept. Without ``read`` pairs that thumbnails cannot
+    settle are judged by them all the same."""
     count = len(images.path)
     equal_bytes = connected_components(count, equal_pairs(images.sha256))
     equal_pixels = connected_components(count, equal_pairs(images.pixels_sha256))
     joined = [np.stack([np.arange(count), equal_bytes], 1), np.stack([np.arange(count), equal_pixels], 1)]
     if config.near:
         first = np.flatnonzero(equal_pixels == np.arange(count))  # one of each set of equal pixels is compared
-        sizes = np.stack([images.width[first], images.height[first]], axis=1)
-        near = near_pairs(images.grey[first], images.colour[first], images.hash[first], sizes, config)
-        joined.append(first[near])
+        of_first = None if read is None else lambda chosen: read(first[chosen].tolist())
+        joined.append(first[near_pairs(images.at(first), config, of_first)])
     group = connected_components(count, np.concatenate(joined))
     ranks = images.ranks()
     best = np.full(count, count, np.int64)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,24 @@ from foundry.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
+    from components.curation.config import DecodeConfig
+    from components.curation.pool import Pool
     from components.curation.scan import Scan
     from components.curation.selection import Selection
     from components.curation.shards import Sample
     from components.curation.sources import Source
     from components.curation.space import Space
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Usable images that are compared with each other: ``rows`` (n,) of ``scan``, rising; row ``first`` of it is the
+    first file of ``pool``."""
+
+    scan: Scan
+    rows: np.ndarray
+    pool: Pool
+    first: int = 0
 
 
 def run(config: CurationConfig, inputs: Mapping[str, str], output: Path) -> dict[str, Any]:
@@ -55,11 +69,11 @@ def run(config: CurationConfig, inputs: Mapping[str, str], output: Path) -> dict
         most_first = sorted(rejections.counts().items(), key=lambda item: (-item[1], item[0]))
         told = ", ".join(f"{count} {reason}" for reason, count in most_first)
         raise UserError(f"{pool.url}: none of its {len(source.scan)} files is a usable image ({told})")
-    held_out: list[tuple[Scan, np.ndarray]] = []
+    held_out: list[Pictures] = []
     if url := inputs.get("evaluation"):
         known = read_source(url, config, work, "evaluation")
-        held_out.append((known.scan, held_out_rows(known.scan, url, config.duplicates.held_out)))
-    unique, because = _deduplicate([(scan, usable), *held_out], config, rejections, work)
+        held_out.append(Pictures(known.scan, held_out_rows(known.scan, url, config.duplicates.held_out), known.pool))
+    unique, because = _deduplicate([Pictures(scan, usable, pool), *held_out], config, rejections, work)
     if not len(unique):
         raise UserError(f"{pool.url}: all of its {len(usable)} usable images are copies of {inputs['evaluation']}")
 
@@ -72,7 +86,7 @@ def run(config: CurationConfig, inputs: Mapping[str, str], output: Path) -> dict
     members |= {f"{RETRIEVED}:{label}": unique[places] for label, places in found.items()}
     first = len(source.scan)
     for taken in raw:
-        rows = _as_they_are(scan, range(first, first + len(taken.scan)), held_out, config, rejections, work)
+        rows = _as_they_are(scan, taken, first, held_out, config, rejections, work)
         members[f"{RAW}:{taken.label}"] = rows
         first += len(taken.scan)
     chosen = select(members, scan.sha256)
@@ -191,9 +205,9 @@ def _filter(scan: Scan, filters: FilterConfig, rejections: _Rejections) -> np.nd
 
 
 def _deduplicate(
-    parts: Sequence[tuple[Scan, np.ndarray]], config: CurationConfig, rejections: _Rejections, work: Path
+    parts: Sequence[Pictures], config: CurationConfig, rejections: _Rejections, work: Path
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """(rows of one image of each picture, why each of them is kept), of the first of ``parts``: scans and usable rows.
+    """(rows of one image of each picture, why each of them is kept), of the first of ``parts``.
 
     What the other parts show is held out.
     """
@@ -203,16 +217,16 @@ def _deduplicate(
     from components.curation.scan import gather
     from components.curation.shards import key_of
 
-    usable = parts[0][1]
+    usable = parts[0].rows
 
     def texts(name: str) -> list[str]:
-        return [getattr(scan, name)[row] for scan, rows in parts for row in rows]
+        return [getattr(part.scan, name)[row] for part in parts for row in part.rows]
 
     def numbers(name: str) -> np.ndarray:
-        return np.concatenate([getattr(scan, name)[rows] for scan, rows in parts])
+        return np.concatenate([getattr(part.scan, name)[part.rows] for part in parts])
 
     def arrays(name: str) -> np.ndarray:
-        return gather([getattr(scan, name) for scan, _ in parts], [rows for _, rows in parts], work / f"{name}.npy")
+        return gather([getattr(part.scan, name) for part in parts], [part.rows for part in parts], work / f"{name}.npy")
 
     images = Images(
         path=texts("path"),
@@ -224,9 +238,9 @@ def _deduplicate(
         hash=numbers("hash"),
         grey=arrays("grey"),
         colour=arrays("colour"),
-        evaluation=np.repeat([False, True], [len(usable), sum(len(rows) for _, rows in parts[1:])]),
+        evaluation=np.repeat([False, True], [len(usable), sum(len(part.rows) for part in parts[1:])]),
     )
-    groups = find_duplicates(images, config.duplicates)
+    groups = find_duplicates(images, config.duplicates, lambda chosen: _closeups(parts, config.decode, chosen))
     because: dict[int, str] = {}
     for place, row in enumerate(usable.tolist()):
         keeper = int(groups.kept[place])
@@ -258,6 +272,25 @@ def _space(
     bootstrap = config.embedding.bootstrap
     network = train_backbone(bootstrap, samples, files, source.pool.url, shard_bytes, config.seed, work, output)
     return BackboneSpace(config, network, "bootstrap", work)
+
+
+def _closeups(parts: Sequence[Pictures], config: DecodeConfig, chosen: Sequence[int]) -> Iterator[np.ndarray]:
+    """Close-ups of the images of ``parts`` at rising positions ``chosen``, decoded from their pools once more."""
+    from itertools import islice
+
+    from components.curation.decoding import DecodeWorkers
+
+    start, left = 0, deque(chosen)
+    with DecodeWorkers(config, closeups=True) as workers:
+        for part in parts:
+            wanted = []
+            while left and left[0] < start + len(part.rows):
+                wanted.append(int(part.rows[left.popleft() - start]) - part.first)
+            start += len(part.rows)
+            if wanted:
+                of_pool = set(wanted)
+                files = islice(part.pool.files(0, config.max_bytes), wanted[-1] + 1)
+                yield from workers.closeups(file for number, file in enumerate(files) if number in of_pool)
 
 
 def _balance(vectors: np.ndarray, config: CurationConfig, work: Path) -> tuple[np.ndarray, list[str], list[int]]:
@@ -300,22 +333,25 @@ def _retrieve(
 
 def _as_they_are(
     scan: Scan,
-    files: range,
-    held_out: Sequence[tuple[Scan, np.ndarray]],
+    source: Source,
+    first: int,
+    held_out: Sequence[Pictures],
     config: CurationConfig,
     rejections: _Rejections,
     work: Path,
 ) -> np.ndarray:
-    """Rows of a dataset that is taken as it is: all its images but copies of images that measure."""
+    """Rows of a dataset that is taken as it is: all its images but copies of images that measure. Row ``first`` of
+    ``scan`` is its first file."""
     import numpy as np
 
+    files = range(first, first + len(source.scan))
     rows = np.array([row for row in files if not scan.reason[row]], np.int64)
     for row in sorted(set(files) - set(rows.tolist())):
         rejections.add(row, scan.reason[row], scan.detail[row])
     if not held_out or not len(rows):
         return rows
     copies = _Rejections(scan)
-    _deduplicate([(scan, rows), *held_out], config, copies, work)
+    _deduplicate([Pictures(scan, rows, source.pool, first), *held_out], config, copies, work)
     leaks = copies.of_reason("evaluation-copy")
     for row, told in leaks.items():
         rejections.add(row, *told)

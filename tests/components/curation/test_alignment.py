@@ -82,14 +82,14 @@ def test_a_known_map_is_recovered_from_a_rough_start() -> None:
     from components.curation import alignment
 
     image = measure(photograph("astronaut.png")).grey.astype(np.float32)[None] / 255
-    smooth = alignment._blur(image, 1.5)
+    smooth = alignment.blur(image, 1.5)
     points = alignment._points(64)
     truth = np.array([[[0.86, 0.05, 0.06], [-0.05, 0.88, -0.04]]], np.float32)
     warped = alignment._Sampling.at(np.array([0]), alignment._map(truth, points), 64).of(smooth).reshape(1, 64, 64)
     both = np.concatenate([smooth, 0.7 * warped + 0.1])
     start = np.array([[[0.9, 0, 0], [0, 0.9, 0]]], np.float32)
     pair = (np.array([0]), np.array([1]), np.array([False]))
-    found = alignment._refine(both, alignment._slopes(both), *pair, start, 24, 12)
+    found = alignment.refine(both, alignment.gradients(both), *pair, start, 24, 12)
     np.testing.assert_allclose(found, truth, atol=0.01)
 
 

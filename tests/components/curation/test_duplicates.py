@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+from components.curation import closeup
 from components.curation.config import DuplicateConfig
-from components.curation.duplicates import Groups, Images, connected_components, equal_pairs, find_duplicates
+from components.curation.duplicates import Groups, Images, Reader, connected_components, equal_pairs, find_duplicates
 from components.curation.measurement import measure
 from tests.components.curation.pictures import crops, encode, photograph
 
@@ -33,10 +34,21 @@ def images_of(files: dict[str, bytes], evaluation: Sequence[str] = ()) -> Images
     )
 
 
-def kept_of(files: dict[str, bytes], evaluation: Sequence[str] = (), **settings: float) -> dict[str, tuple[str, str]]:
+def reader(files: dict[str, bytes]) -> Reader:
+    """Close-ups of ``files`` by position."""
+    from foundry.images import decode_image
+
+    contents = list(files.values())
+    return lambda rows: (closeup.take(decode_image(contents[row])) for row in rows)
+
+
+def kept_of(
+    files: dict[str, bytes], evaluation: Sequence[str] = (), read: Reader | None = None, **settings: float
+) -> dict[str, tuple[str, str]]:
     """{path: (path of the one kept of its group, reason)}."""
     images = images_of(files, evaluation)
-    groups: Groups = find_duplicates(images, DuplicateConfig(**settings))  # type: ignore[arg-type]
+    config = DuplicateConfig(**settings)  # type: ignore[arg-type]
+    groups: Groups = find_duplicates(images, config, read or reader(files))
     names = list(files)
     return {
         name: (names[keeper], reason) for name, keeper, reason in zip(names, groups.kept, groups.reason, strict=True)
@@ -153,6 +165,32 @@ def test_look_alikes_stay_apart() -> None:
     files |= {f"piece-{number}": encode(piece) for number, piece in enumerate(crops(24, 64))}
     found = kept_of(files)
     assert {name: keeper for name, (keeper, _) in found.items() if keeper != name} == {}
+
+
+def test_icons_that_differ_in_a_letter_stay_apart_and_their_copies_join() -> None:
+    files = {f"icon-{text}": icon(text) for text in ("OC", "OG", "C", "G", "E", "F")}
+    for text in ("OG", "E"):
+        file = io.BytesIO()
+        Image.open(io.BytesIO(files[f"icon-{text}"])).resize((72, 72), Image.Resampling.LANCZOS).save(file, "JPEG")
+        files[f"copy-{text}"] = file.getvalue()
+    found = kept_of(files)
+    assert {name: found[name][0] for name in files if found[name][0] != name} == {
+        "copy-OG": "icon-OG",
+        "copy-E": "icon-E",
+    }
+
+
+def test_only_doubtful_images_are_read_again_and_in_their_order() -> None:
+    asked: list[int] = []
+    files = {"photo": encode(PHOTO), "smaller": encode(PHOTO[::2, ::2])}
+    files |= {f"icon-{text}": icon(text) for text in ("OC", "OG")}
+
+    def read(rows: Sequence[int]) -> Iterator[np.ndarray]:
+        asked.extend(rows)
+        return reader(files)(rows)
+
+    assert kept_of(files, read=read)["smaller"] == ("photo", "near-duplicate")
+    assert asked == [2, 3]
 
 
 def test_plain_images_are_joined_only_where_they_are_equal() -> None:
