@@ -166,7 +166,8 @@ def _close_differences(views: _Views, read: Reader, found: Hypotheses, maps: np.
         start = 0
         for picture, number in zip(read(owners.tolist()), count, strict=True):
             for view in order[start : start + number]:
-                pictures[view] = within(picture[:, :, None], views.box[used[view]])[..., 0]
+                whole = used[view] == views.owner[used[view]]
+                pictures[view] = picture if whole else within(picture[:, :, None], views.box[used[view]])[..., 0]
             start += number
         source, template = place[: len(maps)], place[len(maps) :]
         return closeup.differences(pictures, views.sizes[used], source, template, found.mirrored, maps)

@@ -41,7 +41,8 @@ def within(image: np.ndarray, box: np.ndarray) -> np.ndarray:
     channels), scaled to its size; of the same type."""
     x, y, half_width, half_height = box
     across, down = _resampling(x, half_width, len(image)), _resampling(y, half_height, len(image))
-    return np.asarray(np.rint(np.einsum("yv,vuc,xu->yxc", down, image, across, optimize=True)), dtype=image.dtype)
+    scaled = down @ image.transpose(2, 0, 1).astype(np.float32) @ across.T
+    return np.rint(scaled).astype(image.dtype).transpose(1, 2, 0)
 
 
 def bars(grey: np.ndarray) -> np.ndarray:

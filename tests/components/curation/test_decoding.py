@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from components.curation import decoding
+from components.curation.closeup import SIDE, take
 from components.curation.config import DecodeConfig
 from components.curation.decoding import Decoded, DecodeWorkers
 from components.curation.measurement import measure
@@ -49,6 +50,17 @@ def test_results_come_in_pool_order_and_equal_those_measured_here() -> None:
         assert result.measurement.hash == expected.hash
         np.testing.assert_array_equal(result.measurement.grey, expected.grey)
         np.testing.assert_array_equal(result.measurement.colour, expected.colour)
+
+
+def test_closeups_come_in_order_and_are_plain_where_there_is_none() -> None:
+    from foundry.images import decode_image
+
+    datas = [GOOD[0], GOOD[1][:200], GOOD[2], GOOD[1]]
+    with DecodeWorkers(DecodeConfig(workers=2), closeups=True) as workers:
+        found = list(workers.closeups(PoolFile(f"{number}.png", data) for number, data in enumerate(datas)))
+    for closeup, data in zip(found, datas, strict=True):
+        expected = np.zeros((SIDE, SIDE), np.uint8) if data == datas[1] else take(decode_image(data))
+        np.testing.assert_array_equal(closeup, expected)
 
 
 def test_broken_files_have_the_decoders_reason() -> None:
@@ -159,6 +171,7 @@ def test_no_worker_outlives_a_killed_parent(slow_image: bytes, tmp_path: Path) -
     program = f"""
 import sys
 from components.curation import decoding
+from components.curation.closeup import SIDE, take
 from components.curation.config import DecodeConfig
 from components.curation.decoding import DecodeWorkers
 from components.curation.pool import PoolFile

@@ -180,6 +180,13 @@ def test_icons_that_differ_in_a_letter_stay_apart_and_their_copies_join() -> Non
     }
 
 
+def test_what_may_be_a_copy_of_an_evaluation_image_is_left_out_without_a_closer_look() -> None:
+    files = {f"icon-{text}": icon(text) for text in ("OC", "OG", "F")}
+    found = kept_of(files, evaluation=["icon-OG"])
+    assert found["icon-OC"] == ("icon-OG", "evaluation-copy")
+    assert found["icon-F"] == ("icon-F", "")
+
+
 def test_only_doubtful_images_are_read_again_and_in_their_order() -> None:
     asked: list[int] = []
     files = {"photo": encode(PHOTO), "smaller": encode(PHOTO[::2, ::2])}
