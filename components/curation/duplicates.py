@@ -155,6 +155,25 @@ def near_pairs(images: Images, config: DuplicateConfig, read: Reader | None) -> 
     return np.concatenate([joined[sure], joined[chosen]])
 
 
+def without_bridges(pairs: np.ndarray, coloured: np.ndarray) -> np.ndarray:
+    """``pairs`` (m, 2) of copies without those by which images without colour would join coloured ones that are no
+    copies of each other: pictures that differ in colour alone have the same grey one.
+
+    ``coloured`` (n,) bool. Grey copies of each other join one group of coloured copies: that with which they share most
+    pairs, then the one with the first image.
+    """
+    mixed = coloured[pairs[:, 0]] != coloured[pairs[:, 1]]
+    group = connected_components(len(coloured), pairs[~mixed])
+    across = pairs[mixed]
+    grey = group[np.where(coloured[across[:, 0]], across[:, 1], across[:, 0])]
+    colour = group[np.where(coloured[across[:, 0]], across[:, 0], across[:, 1])]
+    links, place, shared = np.unique(np.stack([grey, colour], 1), axis=0, return_inverse=True, return_counts=True)
+    order = np.lexsort((links[:, 1], -shared, links[:, 0]))
+    strongest = np.zeros(len(links), bool)
+    strongest[order[np.unique(links[order, 0], return_index=True)[1]]] = True
+    return np.concatenate([pairs[~mixed], across[strongest[place.reshape(-1)]]])
+
+
 def _close_differences(views: _Views, read: Reader, found: Hypotheses, maps: np.ndarray) -> closeup.Difference:
     """The pairs ``found`` of ``views`` seen closely. Close-ups lie in a file that has no name: they may be many."""
     used, place = np.unique(np.concatenate([found.source, found.template]), return_inverse=True)
@@ -269,7 +288,8 @@ def find_duplicates(images: Images, config: DuplicateConfig, read: Reader | None
     if config.near:
         first = np.flatnonzero(equal_pixels == np.arange(count))  # one of each set of equal pixels is compared
         of_first = None if read is None else lambda chosen: read(first[chosen].tolist())
-        joined.append(first[near_pairs(images.at(first), config, of_first)])
+        some = images.at(first)
+        joined.append(first[without_bridges(near_pairs(some, config, of_first), some.coloured())])
     group = connected_components(count, np.concatenate(joined))
     ranks = images.ranks()
     best = np.full(count, count, np.int64)

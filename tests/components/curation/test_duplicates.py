@@ -9,7 +9,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from components.curation import closeup
 from components.curation.config import DuplicateConfig
-from components.curation.duplicates import Groups, Images, Reader, connected_components, equal_pairs, find_duplicates
+from components.curation.duplicates import (
+    Groups,
+    Images,
+    Reader,
+    connected_components,
+    equal_pairs,
+    find_duplicates,
+    without_bridges,
+)
 from components.curation.measurement import measure
 from tests.components.curation.pictures import crops, encode, photograph
 
@@ -208,6 +216,17 @@ def test_plain_images_are_joined_only_where_they_are_equal() -> None:
     found = kept_of(files)
     assert found["white again"] == ("white", "exact-duplicate")
     assert [found[name][0] for name in ("white", "large", "grey")] == ["white", "large", "grey"]
+
+
+def test_a_grey_picture_does_not_join_pictures_that_differ_in_colour_alone() -> None:
+    """0 to 2 are coloured copies, 3 is another in colour; 4 and 5, grey, are copies of all; 6 of 3 alone."""
+    coloured = np.array([True, True, True, True, False, False, False])
+    pairs = [(0, 1), (1, 2), (4, 5), (0, 4), (2, 5), (3, 4), (3, 6)]
+    joined = without_bridges(np.array(pairs), coloured)
+    assert sorted(map(tuple, joined.tolist())) == [(0, 1), (0, 4), (1, 2), (2, 5), (3, 6), (4, 5)]
+    even = without_bridges(np.array([(4, 3), (0, 4)]), coloured)
+    assert even.tolist() == [[0, 4]]
+    assert without_bridges(np.zeros((0, 2), np.int64), coloured).shape == (0, 2)
 
 
 @pytest.mark.parametrize("seed", range(5))
