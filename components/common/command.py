@@ -34,10 +34,14 @@ def _main(step: Step, argv: list[str]) -> int:
     from components.common.store import Store
 
     params = load_params(arguments.params, arguments.overrides)
+    inputs = parse_inputs(step, arguments.inputs)
+    if arguments.inputs_from_params:
+        named = {spec.name: getattr(params.inputs, spec.name, "") for spec in step.inputs}
+        inputs = {**{name: value for name, value in named.items() if value}, **inputs}
     outcome = execute(
         step,
         getattr(params, step.name),
-        parse_inputs(step, arguments.inputs),
+        inputs,
         arguments.output,
         store=Store(arguments.store),
     )
@@ -75,6 +79,11 @@ def _parser(step: Step) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--input", dest="inputs", action="append", default=[], metavar="NAME=URL", help="one of the inputs below"
+    )
+    parser.add_argument(
+        "--inputs-from-params",
+        action="store_true",
+        help="take inputs that are not given from the section 'inputs' of params.yaml, where it has them by that name",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder that shows the result (links to the store)")
     parser.add_argument("--store", metavar="DIR", help="step store (default: FOUNDRY_STORE, else .foundry/store)")

@@ -28,7 +28,7 @@ print("\\nresult", task.outputs["dataset"].path)
 
 
 def test_the_dataset_is_the_same_from_the_command_line_dvc_and_kfp(pool: Path, tmp_path: Path) -> None:
-    checkout = make_checkout(tmp_path / "checkout", {"images": str(pool), **dict.fromkeys(OTHERS, "none")})
+    checkout = make_checkout(tmp_path / "checkout", {"images": str(pool), "evaluation": "none"})
     folder, scripts = checkout.folder, str(Path(sys.executable).parent)
 
     def variables(name: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from components.common.kfp_face import step_named
-from components.common.params import load_params
+from components.common.params import InputsConfig, load_params
 from foundry.errors import UserError
 from foundry.settings import Settings
 from pipelines.stations import STATIONS
@@ -144,6 +144,8 @@ def test_dvc_has_the_same_steps_with_the_same_inputs(compiled: tuple[Path, dict[
             key: f"artifacts/{TASKS[source['taskOutputArtifact']['producerTask']]}" for key, source in artifacts.items()
         }
         assert {key: value for key, value in inputs.items() if value.startswith("artifacts/")} == expected
+        if "--inputs-from-params" in stages[step]["cmd"]:
+            inputs |= {name: "" for name in InputsConfig.model_fields if name != "images"}
         assert set(inputs) == {spec.name for spec in step_named(step).inputs}
         assert f"python -m components.{step} --params params.yaml" in stages[step]["cmd"]
         assert f"--output artifacts/{step}" in stages[step]["cmd"]
@@ -156,6 +158,8 @@ def test_dvc_watches_every_setting_that_a_stage_reads() -> None:
         templated = {
             name for name in re.findall(r"\$\{([\w.]+)\}", stage["cmd"]) if not name.startswith("registration")
         }
+        if "--inputs-from-params" in stage["cmd"]:
+            templated = {name for name in templated if not name.startswith("inputs.")} | {"inputs"}
         assert {step} | templated == set(stage["params"])
 
 

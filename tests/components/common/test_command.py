@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 
 from components.common.command import describe_settings, main_for, parse_inputs, type_name
+from components.common.kfp_face import step_named
 from components.pretraining.step import STEP as PRETRAINING
 from foundry.errors import UserError
 from foundry.home import REPOSITORY
@@ -97,3 +98,13 @@ def test_help_answers_at_once_and_imports_nothing_heavy(name: str) -> None:
     assert done.returncode == 0, done.stderr
     assert f"usage: python -m components.{name}" in done.stdout and "settings (section" in done.stdout
     assert "HEAVY []" in done.stdout
+
+
+def test_inputs_that_are_not_given_come_from_params_on_request(fresh_home: Path, tmp_path: Path, capsys) -> None:
+    """A network of which nothing is there: asked for by params.yaml, and only where that is wanted."""
+    (tmp_path / "params.yaml").write_text("inputs: {backbone: /no/such/network}\n")
+    arguments = ["--params", str(tmp_path / "params.yaml"), "--input", "pool=/no/such/pool"]
+    assert main_for(step_named("curation"), [*arguments, "--inputs-from-params"]) == 2
+    assert "/no/such/network" in capsys.readouterr().err
+    assert main_for(step_named("curation"), arguments) == 2
+    assert "/no/such/network" not in capsys.readouterr().err
