@@ -244,7 +244,9 @@ MEASURED = """
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured by /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="only /proc tells a process's own memory from mapped points"
+)
 def test_memory_is_bounded_by_the_setting_not_by_the_points(tmp_path: Path) -> None:
     rows, dimensions, memory = 80_000, 256, 8 << 20
     generator = np.random.default_rng(0)
@@ -260,7 +262,7 @@ def test_memory_is_bounded_by_the_setting_not_by_the_points(tmp_path: Path) -> N
     assert int(done.stdout) < allowed < 4 * rows * dimensions / 2
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_finds_the_same_clusters() -> None:
     points, _ = mixture(5000, 40, 32, spread=0.3)
     expected = kmeans(points, 40, seed=0)

@@ -10,7 +10,6 @@ import threading
 from pathlib import Path
 
 import psutil
-import pytest
 
 from components.curation.config import DecodeConfig
 from components.curation.pool import open_pool
@@ -35,7 +34,7 @@ with tarfile.open(sys.argv[1]) as archive:
                 size = image.size
                 image.load()
                 print(json.dumps([member.name, "", sorted(size), sorted(image.size)]))
-            except Exception as error:
+            except (OSError, ValueError, Image.DecompressionBombError) as error:
                 print(json.dumps([member.name, type(error).__name__, str(error), not data]))
             signal.alarm(0)
 """
@@ -80,8 +79,6 @@ class PeakOfTree:
 
 def test_every_file_is_what_plain_pillow_says(data_folder: Path, tmp_path: Path) -> None:
     archive = data_folder / "webpool" / "webpool.tar.gz"
-    if not archive.is_file():
-        pytest.skip("FOUNDRY_DATA has no webpool")
     told = subprocess.run([sys.executable, "-c", ORACLE, archive], stdout=subprocess.PIPE, text=True, check=True)
     oracle = {name: rest for name, *rest in map(json.loads, told.stdout.splitlines())}
     with PeakOfTree() as memory:

@@ -21,7 +21,7 @@ print([faults() for _ in range(12)][-1])
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc, on Linux, can be told to keep memory")
 def test_a_large_tensor_costs_no_page_faults_once_the_memory_is_there() -> None:
     faults = {
         how: int(subprocess.run([sys.executable, "-c", ROUNDS, how], check=True, capture_output=True, text=True).stdout)

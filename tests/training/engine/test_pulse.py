@@ -25,6 +25,7 @@ until = time.monotonic() + work
 while time.monotonic() < until:
     sum(range(10_000))
 pulse.stop()
+dist.destroy_process_group()  # as a training does: gloo's threads must not outlive the interpreter
 """
 
 
