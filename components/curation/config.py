@@ -235,6 +235,9 @@ class CurationConfig(Settings):
     """The same for single seed sets, by their names, in place of ``retrieval``."""
     mix: Mix = Mix()
     """How the parts of the dataset (balanced, retrieved:NAME, raw:NAME) fill the steps of a training."""
+    anew: bool = False
+    """With a previous dataset: curate the whole pool, instead of adding to that dataset what the pool has gained. What
+    was measured is not measured again, and what was deleted stays out."""
     shard_mib: Positive = 256
     """Size of a shard at most, where no single image is larger."""
     seed: Annotated[int, Field(ge=0)] = 0

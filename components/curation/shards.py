@@ -62,6 +62,11 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
+def shard_number(name: str) -> int:
+    """The number of the shard of this file name."""
+    return int(name.removeprefix("shard-").removesuffix(".tar"))
+
+
 def _padded(length: int) -> int:
     return -(-length // TAR_BLOCK) * TAR_BLOCK
 

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from components.curation.config import DecodeConfig
+    from components.curation.hierarchy import Hierarchy
+    from components.curation.index import Concepts, Index
+    from components.curation.measured import Measured
     from components.curation.pool import Pool
     from components.curation.scan import Scan
     from components.curation.selection import Selection
@@ -40,7 +43,9 @@ class Pictures:
 def run(config: CurationConfig, inputs: Mapping[str, str], output: Path) -> dict[str, Any]:
     """Curate ``inputs["pool"]`` into ``output``; returns counts and the content digest.
 
-    Raises :class:`UserError` where the pool is absent, empty, damaged or holds no usable image.
+    With ``inputs["previous"]``, a curated dataset, what the pool has gained is added to it (:mod:`increment`), or the
+    whole pool curated anew without measuring again and without what was deleted. Raises :class:`UserError` where the
+    pool is absent, empty, damaged or holds no usable image, or the previous dataset cannot be used.
     """
     from itertools import chain
 
@@ -48,62 +53,82 @@ def run(config: CurationConfig, inputs: Mapping[str, str], output: Path) -> dict
 
     from components.curation import dataset, shards
     from components.curation.held_out import held_out_rows
+    from components.curation.index import Concepts
+    from components.curation.measured import Measured
+    from components.curation.previous import first_revision, open_previous
     from components.curation.report import write_report
     from components.curation.selection import BALANCED, RAW, RETRIEVED, part_names, select
-    from components.curation.sources import joined, read_source, read_sources
+    from components.curation.sources import joined, read_again, read_sources
+    from components.curation.space import DescriptorSpace
     from foundry.settings import digest_of
     from training.data.mix import kinds_of
 
-    started = time.monotonic()
     part_names(config, inputs)
     work = output / "work"
-    source = read_source(inputs["pool"], config, work)
+    previous = None
+    if url := inputs.get("previous"):
+        if not config.anew:
+            from components.curation.increment import run_increment
+
+            return run_increment(config, inputs, output)
+        previous = open_previous(url, work / "previous")
+    started = time.monotonic()
+    past, past_held_out = Measured.nothing(), Measured.nothing()
+    lasting = lasting_settings(config)
+    if previous and previous.dataset.description["curation"]["config"]["decode"] == lasting["decode"]:
+        past, past_held_out = previous.index.images, previous.index.held_out
+    source, files, _ = read_again(inputs["pool"], config, work, past)
     pool = source.pool
     raw = read_sources(inputs, "raw", config, work)
     scan = joined([source, *raw])
     scanned = time.monotonic()
 
-    rejections = _Rejections(scan)
-    usable = _filter(source.scan, config.filters, rejections)
+    rejections = Rejections(scan)
+    usable = filter_images(source.scan, config.filters, rejections)
     if not len(usable):
         most_first = sorted(rejections.counts().items(), key=lambda item: (-item[1], item[0]))
         told = ", ".join(f"{count} {reason}" for reason, count in most_first)
         raise UserError(f"{pool.url}: none of its {len(source.scan)} files is a usable image ({told})")
-    held_out: list[Pictures] = []
+    compared = [Pictures(source.scan, usable, pool)]
+    held_out, held = Measured.nothing(), np.zeros(0, np.int64)
     if url := inputs.get("evaluation"):
-        known = read_source(url, config, work, "evaluation")
-        held_out.append(Pictures(known.scan, held_out_rows(known.scan, url, config.duplicates.held_out), known.pool))
-    unique, because = _deduplicate([Pictures(scan, usable, pool), *held_out], config, rejections, work)
+        measuring, held_out, _ = read_again(url, config, work, past_held_out, "evaluation")
+        held = held_out_rows(held_out.scan, url, config.duplicates.held_out)
+        compared.append(Pictures(held_out.scan, held, measuring.pool))
+    deleted = previous.tombstones.scan() if previous else Measured.nothing().scan
+    unique, because, described = _deduplicate(compared, deleted, config, rejections, work)
     if not len(unique):
-        raise UserError(f"{pool.url}: all of its {len(usable)} usable images are copies of {inputs['evaluation']}")
+        others = [*filter(None, [inputs.get("evaluation")]), *["deleted images"] * bool(len(deleted))]
+        raise UserError(f"{pool.url}: all of its {len(usable)} usable images are copies of {' or '.join(others)}")
 
     space = _space(config, inputs, source, unique, work, output)
     vectors = space.vectors(source, unique)
-    times, clusters, levels = _balance(vectors, config, work)
+    times, clusters, hierarchy = _balance(vectors, config, work)
+    levels = [len(centroids) for centroids in hierarchy.centroids]
     members = {BALANCED: unique[times > 0]} if config.balance.enabled else {}
     seeds = read_sources(inputs, "seeds", config, work)
     found = _retrieve(space, vectors, seeds, config)
     members |= {f"{RETRIEVED}:{label}": unique[places] for label, places in found.items()}
     first = len(source.scan)
     for taken in raw:
-        rows = _as_they_are(scan, taken, first, held_out, config, rejections, work)
+        rows = _as_they_are(scan, taken, first, compared[1:], deleted, config, rejections, work)
         members[f"{RAW}:{taken.label}"] = rows
         first += len(taken.scan)
     chosen = select(members, scan.sha256)
     if not chosen.rows:
         raise UserError(f"{pool.url}: nothing was found for {', '.join(members)}; lower retrieval.min_hits")
-    _reject_the_rest(scan, unique, times, clusters, chosen, rejections)
+    _reject_the_rest(scan, unique, clusters, chosen, rejections)
 
     drawn = {row: count for row, count in zip(unique.tolist(), times.tolist(), strict=True) if count}
     cluster_of = dict(zip(unique.tolist(), clusters, strict=True))
     weights = [float(drawn.get(row, 1)) for row in chosen.rows]
     parts = chosen.members(members)
     kinds_of(config.mix, {name: found for name, found in parts.items() if len(found)}, np.array(weights), "mix")
-    samples = [_sample(scan, row) for row in chosen.rows]
+    samples = [as_sample(scan, row) for row in chosen.rows]
     places, sizes = shards.lay_out(samples, config.shard_mib << 20)
     shutil.rmtree(output / dataset.SHARDS, ignore_errors=True)
-    files = chain.from_iterable(each.pool.files(0, config.decode.max_bytes) for each in (source, *raw))
-    shards.write_shards(output / dataset.SHARDS, samples, places, sizes, files, pool.url)
+    encoded = chain.from_iterable(each.pool.files(0, config.decode.max_bytes) for each in (source, *raw))
+    shards.write_shards(output / dataset.SHARDS, samples, places, sizes, encoded, pool.url)
     table = dataset.samples_table(
         samples,
         places,
@@ -127,14 +152,27 @@ def run(config: CurationConfig, inputs: Mapping[str, str], output: Path) -> dict
         "shards": len(sizes),
         "bytes": int(sum(sample.length for sample in samples)),
     }
-    lasting = config.model_dump(
-        mode="json",
-        exclude={"decode": {"workers"}, "clusters": {"processes"}, "embedding": {"processes", "fan_out"}},
+    projection = space.projection if isinstance(space, DescriptorSpace) else None
+    index = _index(
+        files,
+        rejections,
+        because,
+        cluster_of,
+        vectors,
+        described,
+        Concepts(projection, hierarchy.centroids, hierarchy.parents[1:]),
+        held_out,
+        held,
     )
+    sections = {
+        "index": index.write(output),
+        "tombstones": previous.tombstones.write(output) if previous else None,
+        "revision": previous.revision("anew") if previous else first_revision(),
+    }
     digests = {"pool": source.digest, "config": digest_of(lasting), "content": content}
     digests |= {f"{each.name}.{each.label}": each.digest for each in (*raw, *seeds)}
     made = {"config": lasting, "levels": levels, "embedding": space.facts}
-    dataset.write_description(output, counts, digests, mix, made)
+    dataset.write_description(output, counts, digests, mix, made, **sections)
     shutil.rmtree(work)
     _check_accounting(scan, samples, rejections)
     write_report(output, output / "report.html", pool=pool, url=pool.url)
@@ -142,13 +180,26 @@ def run(config: CurationConfig, inputs: Mapping[str, str], output: Path) -> dict
         **counts,
         "clusters": levels,
         "digest": content,
-        "effective_clusters": round(_effective([cluster_of[row] for row in drawn]), 2) if drawn else 0.0,
+        "effective_clusters": round(effective_clusters([cluster_of[row] for row in drawn]), 2) if drawn else 0.0,
         "images_per_second": round(len(scan) / max(scanned - started, 1e-9), 1),
         "megapixels": round(float(np.sum(scan.width.astype(np.float64) * scan.height)) / 1e6, 3),
     }
 
 
-class _Rejections:
+def lasting_settings(config: CurationConfig) -> dict[str, Any]:
+    """The settings that the result depends on, as ``dataset.json`` has them."""
+    return config.model_dump(
+        mode="json",
+        exclude={
+            "decode": {"workers"},
+            "clusters": {"processes"},
+            "embedding": {"processes", "fan_out"},
+            "anew": True,
+        },
+    )
+
+
+class Rejections:
     """Rows of rejected.parquet by their number in the pool; every file that is no sample gets exactly one."""
 
     def __init__(self, scan: Scan) -> None:
@@ -156,20 +207,27 @@ class _Rejections:
         self._rows: dict[int, tuple[str, str, str, str | None]] = {}
 
     def add(self, row: int, reason: str, detail: str, of: str = "", cluster: str | None = None) -> None:
+        """Reject a file: why, in words, the key of the image that is kept instead, and its cluster if it has one."""
         assert row not in self._rows
         self._rows[row] = (reason, detail, of, cluster)
 
-    def of_reason(self, reason: str) -> dict[int, tuple[str, str, str, str | None]]:
-        """(reason, detail, of, cluster) of the rows with this reason."""
-        return {row: told for row, told in self._rows.items() if told[0] == reason}
+    def of_reason(self, *reasons: str) -> dict[int, tuple[str, str, str, str | None]]:
+        """(reason, detail, of, cluster) of the rows with one of these reasons."""
+        return {row: told for row, told in self._rows.items() if told[0] in reasons}
+
+    def get(self, row: int) -> tuple[str, str, str, str | None] | None:
+        """(reason, detail, of, cluster) of a rejected file."""
+        return self._rows.get(row)
 
     def counts(self) -> Counter[str]:
+        """Files rejected for each reason."""
         return Counter(reason for reason, *_ in self._rows.values())
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def table(self) -> Any:
+        """``rejected.parquet`` in memory."""
         import pyarrow as arrow
 
         from components.curation.dataset import rejected_schema
@@ -183,7 +241,7 @@ class _Rejections:
         return arrow.Table.from_pylist(rows, schema=rejected_schema())
 
 
-def _filter(scan: Scan, filters: FilterConfig, rejections: _Rejections) -> np.ndarray:
+def filter_images(scan: Scan, filters: FilterConfig, rejections: Rejections) -> np.ndarray:
     """Pool rows of the images that are decoded and of use, in pool order."""
     import numpy as np
 
@@ -205,54 +263,37 @@ def _filter(scan: Scan, filters: FilterConfig, rejections: _Rejections) -> np.nd
 
 
 def _deduplicate(
-    parts: Sequence[Pictures], config: CurationConfig, rejections: _Rejections, work: Path
-) -> tuple[np.ndarray, dict[int, str]]:
-    """(rows of one image of each picture, why each of them is kept), of the first of ``parts``.
-
-    What the other parts show is held out.
-    """
+    parts: Sequence[Pictures], deleted: Scan, config: CurationConfig, rejections: Rejections, work: Path
+) -> tuple[np.ndarray, dict[int, str], np.ndarray]:
+    """(rows of one image of each picture, why each of them is kept, descriptors of all rows of its scan), of the first
+    of ``parts``; what the others show, which are held out, or the ``deleted``, is left out."""
     import numpy as np
 
-    from components.curation.duplicates import Images, find_duplicates
-    from components.curation.scan import gather
+    from components.curation.candidates import descriptors
+    from components.curation.duplicates import Images, explain, find_duplicates, why_kept
     from components.curation.shards import key_of
 
     usable = parts[0].rows
-
-    def texts(name: str) -> list[str]:
-        return [getattr(part.scan, name)[row] for part in parts for row in part.rows]
-
-    def numbers(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part.scan, name)[part.rows] for part in parts])
-
-    def arrays(name: str) -> np.ndarray:
-        return gather([getattr(part.scan, name) for part in parts], [part.rows for part in parts], work / f"{name}.npy")
-
-    images = Images(
-        path=texts("path"),
-        sha256=texts("sha256"),
-        pixels_sha256=texts("pixels_sha256"),
-        size=numbers("size"),
-        width=numbers("width"),
-        height=numbers("height"),
-        hash=numbers("hash"),
-        grey=arrays("grey"),
-        colour=arrays("colour"),
-        evaluation=np.repeat([False, True], [len(usable), sum(len(part.rows) for part in parts[1:])]),
+    sizes = [len(usable), sum(len(part.rows) for part in parts[1:]), len(deleted)]
+    images = Images.of(
+        [*((part.scan, part.rows) for part in parts), (deleted, np.arange(len(deleted)))],
+        work,
+        evaluation=np.repeat([False, True, False], sizes),
+        deleted=np.repeat([False, False, True], sizes),
     )
+    found = descriptors(images.grey, images.colour)
+    described = np.full((len(parts[0].scan), found.shape[1]), np.nan, np.float32)
+    described[usable] = found[: len(usable)]
+    images = replace(images, described=found)
     groups = find_duplicates(images, config.duplicates, lambda chosen: _closeups(parts, config.decode, chosen))
     because: dict[int, str] = {}
     for place, row in enumerate(usable.tolist()):
         keeper = int(groups.kept[place])
         if keeper == place:
-            size, merit = int(groups.sizes[place]), groups.advantage[place]
-            because[row] = f"best of {size} copies by {merit}" if size > 1 else "unique"
-            continue
-        detail = f"copy of {images.path[keeper]}, kept for its {groups.advantage[place]}"
-        if images.evaluation[keeper]:
-            detail = f"copy of {images.path[keeper]} of the evaluation set"
-        rejections.add(row, groups.reason[place], detail, key_of(images.sha256[keeper]))
-    return usable[groups.kept[: len(usable)] == range(len(usable))], because
+            because[row] = why_kept(groups, place)
+        else:
+            rejections.add(row, *explain(images, groups, place), key_of(images.sha256[keeper]))
+    return usable[groups.kept[: len(usable)] == range(len(usable))], because, described
 
 
 def _space(
@@ -266,7 +307,7 @@ def _space(
         return given
     if not config.embedding.bootstrap.enabled:
         return DescriptorSpace(config.clusters.components)
-    samples = [_sample(source.scan, row) for row in sorted(unique.tolist(), key=lambda row: source.scan.sha256[row])]
+    samples = [as_sample(source.scan, row) for row in sorted(unique.tolist(), key=lambda row: source.scan.sha256[row])]
     files = source.pool.files(0, config.decode.max_bytes)
     shard_bytes = config.shard_mib << 20
     bootstrap = config.embedding.bootstrap
@@ -293,8 +334,8 @@ def _closeups(parts: Sequence[Pictures], config: DecodeConfig, chosen: Sequence[
                 yield from workers.closeups(file for number, file in enumerate(files) if number in of_pool)
 
 
-def _balance(vectors: np.ndarray, config: CurationConfig, work: Path) -> tuple[np.ndarray, list[str], list[int]]:
-    """(how often each image is drawn, its cluster path 'top/.../finest', clusters of each level, finest first)."""
+def _balance(vectors: np.ndarray, config: CurationConfig, work: Path) -> tuple[np.ndarray, list[str], Hierarchy]:
+    """(how often each image is drawn, its cluster path 'top/.../finest', the clusters)."""
     import numpy as np
 
     from components.curation.clustering import cluster_here
@@ -311,7 +352,7 @@ def _balance(vectors: np.ndarray, config: CurationConfig, work: Path) -> tuple[n
     else:
         times = np.zeros(len(vectors), np.int64)
     names = ["/".join(map(str, path)) for path in paths.tolist()]
-    return times, names, [len(centroids) for centroids in hierarchy.centroids]
+    return times, names, hierarchy
 
 
 def _retrieve(
@@ -336,51 +377,88 @@ def _as_they_are(
     source: Source,
     first: int,
     held_out: Sequence[Pictures],
+    deleted: Scan,
     config: CurationConfig,
-    rejections: _Rejections,
+    rejections: Rejections,
     work: Path,
 ) -> np.ndarray:
-    """Rows of a dataset that is taken as it is: all its images but copies of images that measure. Row ``first`` of
-    ``scan`` is its first file."""
+    """Rows of a dataset that is taken as it is: all its images but copies of images that measure or were deleted. Row
+    ``first`` of ``scan`` is its first file."""
     import numpy as np
 
     files = range(first, first + len(source.scan))
     rows = np.array([row for row in files if not scan.reason[row]], np.int64)
     for row in sorted(set(files) - set(rows.tolist())):
         rejections.add(row, scan.reason[row], scan.detail[row])
-    if not held_out or not len(rows):
+    if not len(rows) or not len(deleted) + sum(len(part.rows) for part in held_out):
         return rows
-    copies = _Rejections(scan)
-    _deduplicate([Pictures(scan, rows, source.pool, first), *held_out], config, copies, work)
-    leaks = copies.of_reason("evaluation-copy")
+    copies = Rejections(scan)
+    _deduplicate([Pictures(scan, rows, source.pool, first), *held_out], deleted, config, copies, work)
+    leaks = copies.of_reason("evaluation-copy", "deleted")
     for row, told in leaks.items():
         rejections.add(row, *told)
     return np.array([row for row in rows.tolist() if row not in leaks], np.int64)
 
 
 def _reject_the_rest(
-    scan: Scan,
-    unique: np.ndarray,
-    times: np.ndarray,
-    clusters: Sequence[str],
-    chosen: Selection,
-    rejections: _Rejections,
+    scan: Scan, unique: np.ndarray, clusters: Sequence[str], chosen: Selection, rejections: Rejections
 ) -> None:
     """Say of each deduplicated image in no part, and of each that another of equal bytes stands for, why it is none."""
     from components.curation.shards import key_of
 
     samples = {*chosen.rows, *chosen.again}
-    members = Counter(clusters)
-    drawn = Counter(name for name, count in zip(clusters, times, strict=True) if count)
-    for row, name in zip(unique.tolist(), clusters, strict=True):
-        if row not in samples:
-            detail = f"cluster {name}: {drawn[name]} of {members[name]} images drawn"
-            rejections.add(row, "balance", detail, cluster=name)
+    rows = unique.tolist()
+    cluster_of = dict(zip(rows, clusters, strict=True))
+    for row, detail in undrawn(rows, clusters, [row in samples for row in rows]):
+        rejections.add(row, "balance", detail, cluster=cluster_of[row])
     for row, stands in chosen.again.items():
         rejections.add(row, "exact-duplicate", f"is in the dataset as {scan.path[stands]}", key_of(scan.sha256[row]))
 
 
-def _sample(scan: Scan, row: int) -> Sample:
+def undrawn(rows: Sequence[int], clusters: Sequence[str], drawn: Sequence[bool]) -> list[tuple[int, str]]:
+    """(row, why) of the pictures that are not ``drawn`` into any part; the arguments are of one order."""
+    members = Counter(clusters)
+    chosen = Counter(name for name, taken in zip(clusters, drawn, strict=True) if taken)
+    return [
+        (row, f"cluster {name}: {chosen[name]} of {members[name]} images drawn")
+        for row, name, taken in zip(rows, clusters, drawn, strict=True)
+        if not taken
+    ]
+
+
+def _index(
+    files: Measured,
+    rejections: Rejections,
+    because: Mapping[int, str],
+    clusters: Mapping[int, str],
+    vectors: np.ndarray,
+    described: np.ndarray,
+    concepts: Concepts,
+    held_out: Measured,
+    held: np.ndarray,
+) -> Index:
+    """The index of a dataset of all ``files`` of a pool."""
+    import numpy as np
+
+    from components.curation.index import SAMPLE, Index
+
+    verdicts = [rejections.get(row) or (SAMPLE, "", "", None) for row in range(len(files))]
+    return Index(
+        images=files,
+        verdict=[verdict for verdict, *_ in verdicts],
+        why=[because.get(row, detail) for row, (_, detail, *_) in enumerate(verdicts)],
+        of=[of for _, _, of, _ in verdicts],
+        cluster=[clusters.get(row, "") for row in range(len(files))],
+        vectors=vectors,
+        described=described,
+        concepts=concepts,
+        held_out=held_out,
+        held=np.isin(np.arange(len(held_out)), held),
+    )
+
+
+def as_sample(scan: Scan, row: int) -> Sample:
+    """The file ``row`` as a sample."""
     from components.curation.shards import Sample, key_of
 
     return Sample(
@@ -395,7 +473,7 @@ def _sample(scan: Scan, row: int) -> Sample:
     )
 
 
-def _effective(clusters: list[str]) -> float:
+def effective_clusters(clusters: list[str]) -> float:
     """Exponential of the entropy of the drawn images over finest clusters: how many equal clusters they are worth."""
     import numpy as np
 
@@ -404,7 +482,7 @@ def _effective(clusters: list[str]) -> float:
     return effective_number(np.array(list(Counter(clusters).values())))
 
 
-def _check_accounting(scan: Scan, samples: list[Sample], rejections: _Rejections) -> None:
+def _check_accounting(scan: Scan, samples: list[Sample], rejections: Rejections) -> None:
     keys = {sample.key for sample in samples}
     if len(samples) + len(rejections) != len(scan) or len(keys) != len(samples):
         raise AssertionError(f"{len(scan)} files, {len(samples)} samples, {len(keys)} keys, {len(rejections)} rejected")
@@ -429,7 +507,7 @@ def _environment(config: CurationConfig) -> dict[str, Any]:
 
 
 def _disk_bytes(config: CurationConfig, inputs: Mapping[str, str]) -> int:
-    """About the size of a local pool and of datasets taken as they are, and the work files."""
+    """About the size of a local pool and of datasets taken as they are, the work files and the index."""
     from foundry.storage import files_under, is_local, local_path
 
     total = 64 << 20
@@ -438,7 +516,7 @@ def _disk_bytes(config: CurationConfig, inputs: Mapping[str, str]) -> int:
             continue
         path = local_path(url)
         sizes = [file.stat().st_size for file in (files_under(path) if path.is_dir() else [path])]
-        total += sum(sizes) * (2 if config.embedding.bootstrap.enabled else 1) + 15_000 * len(sizes)
+        total += sum(sizes) * (2 if config.embedding.bootstrap.enabled else 1) + 21_000 * len(sizes)
     return total
 
 
@@ -455,6 +533,13 @@ def _pool_digest(url: str) -> str:
     from components.curation.pool import pool_digest
 
     return pool_digest(url)
+
+
+def _dataset_digest(url: str) -> str:
+    """What names the previous dataset."""
+    from components.curation.previous import dataset_digest
+
+    return dataset_digest(url)
 
 
 STEP = Step(
@@ -503,6 +588,13 @@ STEP = Step(
             kind="url",
             digest=_pool_digest,
             several=True,
+        ),
+        InputSpec(
+            "previous",
+            "curated dataset of an earlier state of the pool, to add to: a folder, URL, dvc:// or PATH@REVISION",
+            required=False,
+            kind="url",
+            digest=_dataset_digest,
         ),
     ),
     run=run,

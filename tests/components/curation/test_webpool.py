@@ -9,6 +9,7 @@ import pytest
 
 from components.curation import step
 from components.curation.config import CurationConfig
+from components.curation.measured import Measured
 from components.curation.pool import open_pool
 from components.curation.scan import scan_pool
 from tests.components.curation.webpool import REPORTED, TUNED, Scores, Truth, checked_pairs
@@ -29,11 +30,11 @@ def rejected(work: Path, url: str, *evaluation: str) -> tuple[dict[str, int], li
 
     pools = [open_pool(each) for each in (url, *evaluation)]
     scans = [scan_pool(pool, pool.digest(), CONFIG.decode, work / str(place)) for place, pool in enumerate(pools)]
-    rejections = step._Rejections(scans[0])
-    usable = step._filter(scans[0], CONFIG.filters, rejections)
+    rejections = step.Rejections(scans[0])
+    usable = step.filter_images(scans[0], CONFIG.filters, rejections)
     rows_of = [usable, *(held_out_rows(scan, each, "all") for scan, each in zip(scans[1:], evaluation, strict=True))]
     parts = [step.Pictures(*part) for part in zip(scans, rows_of, pools, strict=True)]
-    step._deduplicate(parts, CONFIG, rejections, work)
+    step._deduplicate(parts, Measured.nothing().scan, CONFIG, rejections, work)
     rows = rejections.table().to_pylist()
     key = {scans[0].path[row]: scans[0].sha256[row][:24] for row in usable.tolist()}
     keeper = {row["path"]: row["of"] for row in rows if row["of"]}
