@@ -29,7 +29,7 @@ from foundry.errors import UserError
 from foundry.storage import sha256_of_file
 
 SCHEMA = 2
-"""Version of the index's layout."""
+"""Version of the index's layout and of the measurements in it."""
 FOLDER = "index"
 ROW_GROUP = 4096
 """Rows that are compressed together."""
