@@ -49,6 +49,7 @@ def line_pipeline(params: Params, pods: int = 0) -> Any:
         embeddings: str = params.inputs.embeddings,
         seeds: str = params.inputs.seeds,
         raw: str = params.inputs.raw,
+        previous: str = params.inputs.previous,
         curation: dict = section["curation"],
         pretraining: dict = section["pretraining"],
         refinement: dict = section["refinement"],
@@ -74,6 +75,7 @@ def line_pipeline(params: Params, pods: int = 0) -> Any:
             embeddings: Folder of embeddings in place of a backbone; may be empty.
             seeds: Images whose like are retrieved from the images (URL, or NAME=URL;NAME=URL); may be empty.
             raw: Datasets that are taken as they are (URL, or NAME=URL;NAME=URL); may be empty.
+            previous: Curated dataset to add to what the pool has gained (URL); 'none' to curate the whole pool.
             curation: Settings of curation (section 'curation' of params.yaml).
             pretraining: Settings of pretraining: recipe, processes, overrides.
             refinement: Settings of refinement: recipe, processes, overrides.
@@ -84,7 +86,7 @@ def line_pipeline(params: Params, pods: int = 0) -> Any:
             volume: Name of the ReadWriteMany volume claim that the steps share on a cluster.
         """
         sources = {"pool": images, "evaluation": labels, "backbone": backbone, "embeddings": embeddings}
-        sources |= {"seeds": seeds, "raw": raw}
+        sources |= {"seeds": seeds, "raw": raw, "previous": previous}
         if pods:
             with dsl.ParallelFor(list(range(pods)), name="embed-the-pool") as part:
                 share = embed(config=curation, pool=images, backbone=backbone, part=part, parts=pods)

@@ -226,6 +226,15 @@ class Teacher(Settings):
     """Of that running centre."""
     iterations: Count = 3
     """Sinkhorn-Knopp iterations."""
+    gram_from: Literal["newest", "auto"] | Count = "newest"
+    """State of the pretraining that the Gram teacher is made of. newest: its newest checkpoint, with which the student
+    continues. A number: its export after so many steps. auto: its export where dense features were at their best; the
+    stage starts when their decay is established, and waits for it where the pretraining still runs
+    (training/engine/decay.py has the rule)."""
+    gram_decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.03
+    """auto: share of its peak's height above chance by which dense quality must have fallen."""
+    gram_patience: Count = 3
+    """auto: measurements in a row that must have."""
     gram_refresh_every: Annotated[int, Field(ge=0)] = 0
     """Steps after which the Gram teacher becomes a copy of the teacher of then; 0: it stays as it came."""
     gram_refreshes: Annotated[int, Field(ge=0)] = 0

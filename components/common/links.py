@@ -53,7 +53,7 @@ def link(result: Path, destination: Path) -> None:
         names = [path.relative_to(result) for path in files_under(result)]
         for name in sorted(names, key=lambda name: name.as_posix() == MANIFEST):
             (fresh / name).parent.mkdir(parents=True, exist_ok=True)
-            _link_file(result / name, fresh / name)
+            link_file(result / name, fresh / name)
         if destination.is_dir():
             old = fresh.with_name(f"{fresh.name}.old")
             os.rename(destination, old)
@@ -66,7 +66,8 @@ def link(result: Path, destination: Path) -> None:
         raise
 
 
-def _link_file(source: Path, target: Path) -> None:
+def link_file(source: Path, target: Path) -> None:
+    """Show the file ``source`` as the new file ``target``, which is read-only like it."""
     if _reflink(source, target):
         return
     try:

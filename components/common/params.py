@@ -34,6 +34,9 @@ class InputsConfig(Settings):
     """Images whose like are retrieved from the images: a URL, or several as ``NAME=URL;NAME=URL``."""
     raw: str = ""
     """Datasets that are taken as they are: a URL, or several as ``NAME=URL;NAME=URL``."""
+    previous: str = "none"
+    """Curated dataset of an earlier state of the images, to which what they have gained is added: a folder, URL,
+    ``dvc://`` or ``PATH@REVISION``. ``none``: all images are curated."""
 
     def evaluation_url(self) -> str | None:
         """``evaluation`` resolved: a URL, or None where there are no labels."""

@@ -75,34 +75,74 @@ def _histogram(values: np.ndarray, bins: int, weights: np.ndarray | None = None)
     return counts.reshape(len(values), bins).astype(np.float32)
 
 
+SHAPE = 64
+"""Numbers of a shape descriptor, which come first in :func:`descriptors`."""
+
+
+def descriptors(grey: np.ndarray, colour: np.ndarray, threads: int | None = None) -> np.ndarray:
+    """Shape and palette descriptors of thumbnails side by side: (n, 120) float32."""
+    if not len(grey):
+        return np.zeros((0, 120), np.float32)
+    shape = by_blocks(lambda span: shape_descriptor(grey[span]), len(grey), BLOCK, threads)
+    palette = by_blocks(lambda span: palette_descriptor(grey[span], colour[span]), len(grey), BLOCK, threads)
+    return np.concatenate([shape, palette], axis=1)
+
+
+TABLE = 1 << 24
+"""Similarities held at a time by one thread; fewer images are compared at once where there are many others."""
+
+
+def nearest_neighbours(rows: np.ndarray, count: int, threads: int | None, asked: np.ndarray) -> np.ndarray:
+    """The ``count`` nearest others among ``rows`` (n, d), unit vectors, of those ``asked`` for (m,), by brute force.
+
+    (m, at most ``count``) int64, in no order among themselves; n is at least 2 and m at least 1.
+    """
+    count = min(count, len(rows) - 1)
+
+    def search(span: slice) -> np.ndarray:
+        similarity = rows[asked[span]] @ rows.T
+        similarity[np.arange(span.stop - span.start), asked[span]] = -np.inf
+        return np.argpartition(-similarity, count - 1, axis=1)[:, :count].astype(np.int64)
+
+    return by_blocks(search, len(asked), max(16, min(BLOCK, TABLE // len(rows))), threads)
+
+
 def candidate_pairs(
-    grey: np.ndarray, colour: np.ndarray, hashes: np.ndarray, neighbours: int, threads: int | None = None
+    described: np.ndarray,
+    hashes: np.ndarray,
+    neighbours: int,
+    threads: int | None = None,
+    fresh: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Pairs (m, 2) int64, i < j, sorted, that may be copies of each other.
+    """Pairs (m, 2) int64, i < j, sorted, of images with these :func:`descriptors` that may be copies of each other.
 
     Neighbours by shape, and by shape and palette together (a grey copy keeps the one, a framed copy the other); and
     images of equal difference hash, each with the next, which ties large groups of plain copies together even where
     they outnumber the neighbours. Few images are all compared with all; of many the neighbours are searched for.
+    ``fresh`` (n,) bool: only pairs with one of these, which are compared with all.
     """
-    from components.curation.compute import Compute
-    from components.curation.neighbours import neighbours as nearest
-
-    if len(grey) < 2:
+    if len(described) < 2 or (fresh is not None and not fresh.any()):
         return np.zeros((0, 2), np.int64)
-    shape = by_blocks(lambda span: shape_descriptor(grey[span]), len(grey), BLOCK, threads)
-    palette = by_blocks(lambda span: palette_descriptor(grey[span], colour[span]), len(grey), BLOCK, threads)
-    both = unit(np.concatenate([shape, palette], axis=1))
-    compute = Compute(threads=threads)
-    found = [_pairs(nearest(rows, neighbours, compute=compute).index) for rows in (shape, both)]
+    spaces = np.ascontiguousarray(described[:, :SHAPE]), unit(described)
+    if fresh is None:
+        from components.curation.compute import Compute
+        from components.curation.neighbours import neighbours as nearest
+
+        asked, compute = np.arange(len(described)), Compute(threads=threads)
+        found = [_pairs(asked, nearest(rows, neighbours, compute=compute).index) for rows in spaces]
+    else:
+        asked = np.flatnonzero(fresh)
+        found = [_pairs(asked, nearest_neighbours(rows, neighbours, threads, asked)) for rows in spaces]
     order = np.argsort(hashes, kind="stable")
     equal = hashes[order][1:] == hashes[order][:-1]
+    if fresh is not None:
+        equal &= fresh[order][1:] | fresh[order][:-1]
     found.append(np.stack([order[:-1][equal], order[1:][equal]], axis=1))
-    return _unique(found, len(grey))
+    return _unique(found, len(described))
 
 
-def _pairs(neighbours: np.ndarray) -> np.ndarray:
-    rows = np.repeat(np.arange(len(neighbours)), neighbours.shape[1])
-    return np.stack([rows, neighbours.ravel().astype(np.int64)], axis=1)
+def _pairs(rows: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
+    return np.stack([np.repeat(rows, neighbours.shape[1]), neighbours.ravel().astype(np.int64)], axis=1)
 
 
 def _unique(pairs: Iterable[np.ndarray], count: int) -> np.ndarray:

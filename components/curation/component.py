@@ -35,6 +35,7 @@ def curate(
     embeddings: str,
     seeds: str,
     raw: str,
+    previous: str,
     dataset: Output[Dataset],
     page: Output[HTML],
     metrics: Output[Metrics],
@@ -51,6 +52,7 @@ def curate(
         embeddings: Folder of embeddings in place of a backbone; empty for none.
         seeds: Images whose like are retrieved from the pool (URL, or NAME=URL;NAME=URL); empty for none.
         raw: Datasets that are taken as they are (URL, or NAME=URL;NAME=URL); empty for none.
+        previous: Curated dataset that is added to (URL); 'none' to make a new one.
         dataset: The curated dataset.
         page: What became of every file, as the Kubeflow UI shows it.
         metrics: Counts of samples and of rejected files by reason.
@@ -61,5 +63,6 @@ def curate(
     from components.common.kfp_face import run_step
 
     inputs = {"pool": pool, "evaluation": evaluation, "backbone": backbone, "embeddings": embeddings}
-    outcome = run_step("curation", config, {**inputs, "seeds": seeds, "raw": raw}, dataset, metrics)
+    inputs |= {"seeds": seeds, "raw": raw, "previous": previous}
+    outcome = run_step("curation", config, inputs, dataset, metrics)
     shutil.copyfile(outcome.path / "report.html", page.path)

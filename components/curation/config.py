@@ -214,6 +214,10 @@ class BalanceConfig(Settings):
     """How often an image of a rare concept may be drawn; its weight in the sampler is that number."""
 
 
+TRANSIENT = ("decode.workers", "clusters.processes", "embedding.processes", "embedding.fan_out")
+"""Settings that do not change the result."""
+
+
 class CurationConfig(Settings):
     """Section ``curation`` of params.yaml."""
 
@@ -235,11 +239,18 @@ class CurationConfig(Settings):
     """The same for single seed sets, by their names, in place of ``retrieval``."""
     mix: Mix = Mix()
     """How the parts of the dataset (balanced, retrieved:NAME, raw:NAME) fill the steps of a training."""
+    anew: bool = False
+    """With a previous dataset: curate the whole pool, instead of adding to that dataset what the pool has gained. What
+    was measured is not measured again, and what was deleted stays out."""
     shard_mib: Positive = 256
     """Size of a shard at most, where no single image is larger."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of clustering and drawing."""
 
-
-TRANSIENT = ("decode.workers", "clusters.processes", "embedding.processes", "embedding.fan_out")
-"""Settings that do not change the result."""
+    def lasting(self) -> dict[str, Any]:
+        """The settings that the result depends on, as ``dataset.json`` has them."""
+        settings = self.model_dump(mode="json", exclude={"anew"})
+        for name in TRANSIENT:
+            section, _, setting = name.partition(".")
+            del settings[section][setting]
+        return settings

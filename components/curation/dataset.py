@@ -118,10 +118,13 @@ def write_description(
     digests: Mapping[str, str],
     mix: Mapping[str, Any],
     curation: Mapping[str, Any],
+    **sections: Any,
 ) -> None:
-    """Write ``dataset.json``: what makes the folder a curated dataset, so it comes last."""
+    """Write ``dataset.json``: what makes the folder a curated dataset, so it comes last. ``sections`` that are None are
+    left out."""
     document = {"schema": SCHEMA, "counts": dict(counts), "digests": dict(digests), "mix": dict(mix)}
     document["curation"] = dict(curation)
+    document |= {name: section for name, section in sections.items() if section is not None}
     write_atomically(folder / "dataset.json", json.dumps(document, indent=2, sort_keys=True) + "\n")
 
 

@@ -262,13 +262,13 @@ class DecodeWorkers:
         return [_decoded(*each, arrays) for each in zip(files, answers, starts, strict=False)]
 
     def _close_looks(self, files: list[PoolFile]) -> list[np.ndarray]:
-        side = closeup.SIDE
-        plain = np.zeros((side, side), np.uint8)
+        shape = closeup.SIDE, closeup.SIDE, 3
+        plain = np.zeros(shape, np.uint8)
         try:
             answers, arrays = self._ask(files)
         except _Died:
             return [look for file in files for look in self._close_looks([file])] if len(files) > 1 else [plain]
-        looks = iter(np.frombuffer(arrays, np.uint8).reshape(-1, side, side))
+        looks = iter(np.frombuffer(arrays, np.uint8).reshape(-1, *shape))
         return [plain if "reason" in values else next(looks) for values in answers]
 
 

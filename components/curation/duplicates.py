@@ -4,7 +4,7 @@ Copies have equal bytes, equal pixels, or are near duplicates: candidates (:mod:
 window (:mod:`windows`) and agree when laid on each other (:mod:`alignment`). Groups are the connected components.
 
 What a thumbnail cannot settle is looked at more closely (:mod:`closeup`), but not what may be a copy of an evaluation
-image: there the doubt counts against the copy.
+image: there the doubt counts against the copy. Of a deleted image nothing but the thumbnail is left, which decides.
 
 Of a group the best image is kept: most pixels; then colour over grey; then most bytes; then first by path. Images of an
 evaluation set come before all of these, so that nothing is kept of which they have a copy (Oquab et al. 2023, appendix
@@ -16,15 +16,19 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from components.curation import alignment, closeup
-from components.curation.candidates import candidate_pairs
+from components.curation.candidates import candidate_pairs, descriptors
 from components.curation.config import DuplicateConfig
 from components.curation.frames import inner_pictures, within
 from components.curation.windows import Hypotheses, best_windows
+
+if TYPE_CHECKING:
+    from components.curation.scan import Scan
 
 MAX_STRETCH = 1.12
 """Ratio of scales along the two axes beyond which an alignment is no copy's."""
@@ -39,6 +43,10 @@ PHOTO_DIFFERENCE, STRICT_FLATNESS = 0.9, 0.4
 SMALL, SMALL_SHARE = closeup.SIDE // 2, 2 / 3
 """Side of images (root of the area) up to which every pixel is drawn by hand: they are seen closely even where they
 look like photographs, and graphics among them may differ by this share of the setting only."""
+OTHER_TINT, SAME_LIGHT = 36.0, 1.06
+"""Difference in colour of one place (levels) from which graphics, images flatter than ``TINT_FLATNESS``, are no copies
+of each other, where neither contrast nor saturation differs by more than this factor: then nothing was relit."""
+TINT_FLATNESS = 0.2
 MAX_GAIN = 1.6
 """Contrast of one copy over that of the other, at most, where close-ups decide."""
 ONE_SIDED, SPREAD = 0.9, 0.7
@@ -51,11 +59,12 @@ REASONS = {
     "same-pixels": "same pixels as another image, encoded differently",
     "near-duplicate": "a changed copy of another image",
     "evaluation-copy": "a copy of an image of the evaluation set, or of a copy of one",
+    "deleted": "an image that was deleted from the dataset, or a copy of one",
 }
 
 
 Reader = Callable[[Sequence[int]], Iterator[np.ndarray]]
-"""Gives the close-ups (128, 128) uint8 (:func:`closeup.take`) of images named by rising positions, in that order."""
+"""Gives the close-ups (128, 128, 3) uint8 (:func:`closeup.take`) of images named by rising positions, in that order."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,8 @@ class _Views:
 
     owner: np.ndarray
     """(n + f,) int64: the image of each."""
+    whole: np.ndarray
+    """(n + f,) bool: shows all of it."""
     box: np.ndarray
     """(n + f, 4): where it lies in the image; see :func:`frames.inner_pictures`."""
     grey: np.ndarray
@@ -111,25 +122,43 @@ class _Views:
         count = len(sizes)
         return cls(
             np.concatenate([np.arange(count), framed]),
+            np.repeat([True, False], [count, len(framed)]),
             np.concatenate([np.tile([0.0, 0.0, 1.0, 1.0], (count, 1)), box]),
             np.concatenate([images.grey, grey]),
             np.concatenate([images.colour, colour]),
             np.concatenate([sizes, inner_sizes]),
         )
 
-    def worth_comparing(self, pairs: np.ndarray) -> np.ndarray:
-        """``pairs`` (m, 2) without those of one image, and without those of two frames: their insides are compared."""
+    def at(self, chosen: np.ndarray) -> _Views:
+        """The views ``chosen``."""
+        return _Views(**{name: values[chosen] for name, values in vars(self).items()})
+
+    def candidates(self, images: Images, config: DuplicateConfig) -> np.ndarray:
+        """Pairs (m, 2) that may be copies; a view is as fresh as its image. None is of one image, and none of two
+        frames: their insides are compared."""
+        inner = ~self.whole
+        described = images.described
+        if described is None:
+            described = descriptors(images.grey, images.colour)
+        described = np.concatenate([described, descriptors(self.grey[inner], self.colour[inner])])
+        fresh = None if images.fresh is None else images.fresh[self.owner]
+        pairs = candidate_pairs(described, images.hash[self.owner], config.neighbours, fresh=fresh)
         framed = np.zeros(len(self.owner), bool)
-        framed[self.owner[self.owner != np.arange(len(self.owner))]] = True
+        framed[self.owner[inner]] = True
         same = self.owner[pairs[:, 0]] == self.owner[pairs[:, 1]]
         return pairs[~same & ~framed[pairs].all(axis=1)]
 
 
 def near_pairs(images: Images, config: DuplicateConfig, read: Reader | None) -> np.ndarray:
-    """Pairs (m, 2) of near duplicates among n images of different pixels."""
+    """Pairs (m, 2) of near duplicates among n images of different pixels, of those that are ``fresh`` with all."""
     views = _Views.of(images)
-    pairs = candidate_pairs(views.grey, views.colour, images.hash[views.owner], config.neighbours)
-    found = best_windows(views.grey, views.worth_comparing(pairs))
+    pairs = views.candidates(images, config)
+    if images.fresh is not None:  # only what is in a pair is looked at
+        used, place = np.unique(pairs, return_inverse=True)
+        views, pairs = views.at(used), place.reshape(-1, 2)
+    if not len(pairs):
+        return np.zeros((0, 2), np.int64)
+    found = best_windows(views.grey, pairs)
     found = _of(found, found.similarity >= config.candidate_similarity)
     judged = alignment.compare(views.grey, views.colour, views.sizes, found)
     flat = alignment.flatness(views.grey)
@@ -143,6 +172,9 @@ def near_pairs(images: Images, config: DuplicateConfig, read: Reader | None) -> 
     small = np.minimum(*(views.sizes[side].prod(axis=1) for side in (found.source, found.template))) <= SMALL**2
     sure = np.where(images.evaluation[joined].any(axis=1), perhaps, alike & photographs & ~small)
     doubtful = perhaps & ~sure
+    if images.deleted is not None:  # of these there is no file
+        deleted = images.deleted[joined].any(axis=1)
+        sure, doubtful = np.where(deleted, alike, sure), doubtful & ~deleted
     group = connected_components(len(images.path), joined[sure])
     doubtful &= group[joined[:, 0]] != group[joined[:, 1]]
     chosen = np.flatnonzero(doubtful)
@@ -151,21 +183,25 @@ def near_pairs(images: Images, config: DuplicateConfig, read: Reader | None) -> 
     slide = np.where(alike[chosen] & (photographs | ~small)[chosen], slide, 1)
     strict = np.where(small[chosen], SMALL_SHARE, 1) * config.close_difference
     limit = PHOTO_DIFFERENCE + slide * (strict - PHOTO_DIFFERENCE)
-    chosen = chosen[same_closely(seen, limit)]
+    chosen = chosen[same_closely(seen, limit, graphic[chosen])]
     return np.concatenate([joined[sure], joined[chosen]])
 
 
-def without_bridges(pairs: np.ndarray, coloured: np.ndarray) -> np.ndarray:
+def without_bridges(pairs: np.ndarray, coloured: np.ndarray, before: np.ndarray | None = None) -> np.ndarray:
     """``pairs`` (m, 2) of copies without those by which images without colour would join coloured ones that are no
     copies of each other: pictures that differ in colour alone have the same grey one.
 
     ``coloured`` (n,) bool. Grey copies of each other join one group of coloured copies: that with which they share most
-    pairs, then the one with the first image.
+    pairs, then the one with the first image. Those that are joined with coloured images by ``before`` (k, 2), pairs of
+    earlier copies, join no others.
     """
+    before = np.zeros((0, 2), np.int64) if before is None else before
     mixed = coloured[pairs[:, 0]] != coloured[pairs[:, 1]]
-    group = connected_components(len(coloured), pairs[~mixed])
+    group = connected_components(len(coloured), np.concatenate([pairs[~mixed], before]))
     across = pairs[mixed]
     grey = group[np.where(coloured[across[:, 0]], across[:, 1], across[:, 0])]
+    free = ~np.isin(grey, group[coloured])
+    across, grey = across[free], grey[free]
     colour = group[np.where(coloured[across[:, 0]], across[:, 0], across[:, 1])]
     links, place, shared = np.unique(np.stack([grey, colour], 1), axis=0, return_inverse=True, return_counts=True)
     order = np.lexsort((links[:, 1], -shared, links[:, 0]))
@@ -177,7 +213,7 @@ def without_bridges(pairs: np.ndarray, coloured: np.ndarray) -> np.ndarray:
 def _close_differences(views: _Views, read: Reader, found: Hypotheses, maps: np.ndarray) -> closeup.Difference:
     """The pairs ``found`` of ``views`` seen closely. Close-ups lie in a file that has no name: they may be many."""
     used, place = np.unique(np.concatenate([found.source, found.template]), return_inverse=True)
-    shape = (max(1, len(used)), closeup.SIDE, closeup.SIDE)
+    shape = (max(1, len(used)), closeup.SIDE, closeup.SIDE, 3)
     with tempfile.TemporaryFile() as file:
         pictures = np.memmap(file, np.uint8, "w+", shape=shape)
         owners, count = np.unique(views.owner[used], return_counts=True)
@@ -185,8 +221,8 @@ def _close_differences(views: _Views, read: Reader, found: Hypotheses, maps: np.
         start = 0
         for picture, number in zip(read(owners.tolist()), count, strict=True):
             for view in order[start : start + number]:
-                whole = used[view] == views.owner[used[view]]
-                pictures[view] = picture if whole else within(picture[:, :, None], views.box[used[view]])[..., 0]
+                whole = views.whole[used[view]]
+                pictures[view] = picture if whole else within(picture, views.box[used[view]])
             start += number
         source, template = place[: len(maps)], place[len(maps) :]
         return closeup.differences(pictures, views.sizes[used], source, template, found.mirrored, maps)
@@ -210,11 +246,19 @@ def same_picture(
     )
 
 
-def same_closely(seen: closeup.Difference, limit: np.ndarray) -> np.ndarray:
-    """Which pairs seen closely are copies, (m,) bool: nothing differs by more than ``limit`` (m,), or a watermark."""
+def same_closely(seen: closeup.Difference, limit: np.ndarray, flat: np.ndarray) -> np.ndarray:
+    """Which pairs seen closely are copies, (m,) bool: nothing differs by more than ``limit`` (m,), or a watermark.
+    ``flat`` (m,) is the flatness of the flatter of the two."""
     watermark = (seen.one_sided >= ONE_SIDED) & (seen.spread >= SPREAD)
-    lit = np.maximum(seen.gain, 1 / np.maximum(seen.gain, 1e-9)) <= MAX_GAIN
-    return np.asarray(lit & ((seen.largest <= limit) | watermark))
+    relit = _either_way(seen.gain)
+    as_lit = np.maximum(relit, _either_way(seen.tint_gain)) <= SAME_LIGHT
+    other_tint = (seen.tint > OTHER_TINT) & (flat > TINT_FLATNESS) & as_lit
+    return np.asarray((relit <= MAX_GAIN) & ((seen.largest <= limit) & ~other_tint | watermark))
+
+
+def _either_way(factor: np.ndarray) -> np.ndarray:
+    """``factor`` or its inverse, whichever is above 1."""
+    return np.maximum(factor, 1 / np.maximum(factor, 1e-9))
 
 
 def _of(found: Hypotheses, chosen: np.ndarray) -> Hypotheses:
@@ -236,14 +280,63 @@ class Images:
     colour: np.ndarray
     evaluation: np.ndarray
     """(n,) bool: belongs to an evaluation set, not to the pool."""
+    deleted: np.ndarray | None = None
+    """(n,) bool: was deleted, and is of the pool no more."""
+    settled: np.ndarray | None = None
+    """(n,) bool: a picture that was kept before, and comes before all that were not."""
+    fresh: np.ndarray | None = None
+    """(n,) bool: was not compared with the others before. Near duplicates of these only are looked for."""
+    joined: np.ndarray | None = None
+    """(m, 2): pairs known to be copies."""
+    described: np.ndarray | None = None
+    """(n, 120): their :func:`candidates.descriptors`."""
+
+    @classmethod
+    def of(
+        cls,
+        parts: Sequence[tuple[Scan, np.ndarray]],
+        folder: Path,
+        evaluation: np.ndarray,
+        deleted: np.ndarray | None = None,
+        **known: np.ndarray,
+    ) -> Images:
+        """The decoded images of ``parts``, scans and rows of these, laid end to end; their thumbnails and colour maps
+        lie in files of ``folder``. ``known``: the other fields."""
+        from components.curation.scan import gather
+
+        def texts(name: str) -> list[str]:
+            return [getattr(scan, name)[row] for scan, rows in parts for row in rows]
+
+        def numbers(name: str) -> np.ndarray:
+            return np.concatenate([getattr(scan, name)[rows] for scan, rows in parts])
+
+        def arrays(name: str) -> np.ndarray:
+            columns = [getattr(scan, name) for scan, _ in parts]
+            return gather(columns, [rows for _, rows in parts], folder / f"{name}.npy")
+
+        return cls(
+            path=texts("path"),
+            sha256=texts("sha256"),
+            pixels_sha256=texts("pixels_sha256"),
+            size=numbers("size"),
+            width=numbers("width"),
+            height=numbers("height"),
+            hash=numbers("hash"),
+            grey=arrays("grey"),
+            colour=arrays("colour"),
+            evaluation=evaluation,
+            deleted=deleted,
+            **known,
+        )
 
     def at(self, rows: np.ndarray) -> Images:
-        """The images ``rows``."""
+        """The images ``rows``, without what is known of pairs."""
 
         def chosen(values: Any) -> Any:
             return values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows]
 
-        return Images(**{name: chosen(values) for name, values in vars(self).items()})
+        given = {name: values for name, values in vars(self).items() if values is not None and name != "joined"}
+        return Images(**{name: chosen(values) for name, values in given.items()})
 
     def coloured(self) -> np.ndarray:
         """(n,) bool: whether the image has colour worth the name."""
@@ -258,12 +351,17 @@ class Images:
         ranks[order] = np.arange(len(order))
         return ranks
 
-    def merits(self) -> list[tuple[bool, int, bool, int, bytes, int]]:
+    def merits(self) -> list[tuple[bool, bool, bool, int, bool, int, bytes, int]]:
         """What the keep-best rule sorts by, best first: see ``MERITS``; the position decides between equal paths."""
         coloured = self.coloured()
+        none = np.zeros(len(self.path), bool)
+        deleted = none if self.deleted is None else self.deleted
+        settled = none if self.settled is None else self.settled
         return [
             (
+                not deleted[i],
                 not self.evaluation[i],
+                not settled[i],
                 -int(self.width[i]) * int(self.height[i]),
                 not coloured[i],
                 -int(self.size[i]),
@@ -274,7 +372,7 @@ class Images:
         ]
 
 
-MERITS = ("evaluation", "resolution", "colour", "bytes", "name", "name")
+MERITS = ("deletion", "evaluation", "place in the dataset", "resolution", "colour", "bytes", "name", "name")
 """Names of the entries of :meth:`Images.merits`."""
 
 
@@ -288,8 +386,11 @@ def find_duplicates(images: Images, config: DuplicateConfig, read: Reader | None
     if config.near:
         first = np.flatnonzero(equal_pixels == np.arange(count))  # one of each set of equal pixels is compared
         of_first = None if read is None else lambda chosen: read(first[chosen].tolist())
-        some = images.at(first)
-        joined.append(first[without_bridges(near_pairs(some, config, of_first), some.coloured())])
+        near = first[near_pairs(images.at(first), config, of_first)]
+        before = None if images.joined is None else equal_pixels[images.joined]
+        joined.append(without_bridges(near, images.coloured(), before))
+    if images.joined is not None:
+        joined.append(images.joined)
     group = connected_components(count, np.concatenate(joined))
     ranks = images.ranks()
     best = np.full(count, count, np.int64)
@@ -308,13 +409,31 @@ def find_duplicates(images: Images, config: DuplicateConfig, read: Reader | None
             advantage.append(_advantage(merits[place], merits[by_rank[runner_up]]) if runner_up < count else "")
             continue
         advantage.append(_advantage(merits[keeper], merits[place]))
-        if images.evaluation[keeper]:
+        if images.deleted is not None and images.deleted[keeper]:
+            reason.append("deleted")
+        elif images.evaluation[keeper]:
             reason.append("evaluation-copy")
         elif equal_bytes[place] == equal_bytes[keeper]:
             reason.append("exact-duplicate")
         else:
             reason.append("same-pixels" if equal_pixels[place] == equal_pixels[keeper] else "near-duplicate")
     return Groups(kept, reason, advantage, np.bincount(group, minlength=count)[group])
+
+
+def explain(images: Images, groups: Groups, place: int) -> tuple[str, str]:
+    """(reason, detail) of the dropped image ``place``."""
+    reason, path = groups.reason[place], images.path[int(groups.kept[place])]
+    if reason == "deleted":
+        return reason, f"copy of an image {path}"
+    if reason == "evaluation-copy":
+        return reason, f"copy of {path} of the evaluation set"
+    return reason, f"copy of {path}, kept for its {groups.advantage[place]}"
+
+
+def why_kept(groups: Groups, place: int) -> str:
+    """In words, of the kept image ``place``."""
+    size = int(groups.sizes[place])
+    return f"best of {size} copies by {groups.advantage[place]}" if size > 1 else "unique"
 
 
 def _advantage(better: tuple[object, ...], worse: tuple[object, ...]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from components.curation.blocks import by_blocks, fixed_blocks
@@ -25,43 +27,47 @@ def describe(grey: np.ndarray, colour: np.ndarray) -> np.ndarray:
     return np.concatenate([form, 0.6 * layout, 0.6 * palette_descriptor(grey, colour)], axis=1).astype(np.float32)
 
 
+@dataclass(frozen=True)
 class Projection:
-    """Rows (n, d) centred and turned onto the directions of largest variance of those it was made from.
+    """``mean`` (d,) and orthonormal ``directions`` (d, c), float64: what makes principal components of any rows."""
 
-    At most ``count`` directions, that of largest variance first; the largest entry of a direction is positive.
-    """
+    mean: np.ndarray
+    directions: np.ndarray
 
-    def __init__(self, rows: np.ndarray, count: int, threads: int | None = None) -> None:
+    @classmethod
+    def fit(cls, rows: np.ndarray, count: int, threads: int | None = None) -> Projection:
+        """The ``count`` directions of largest variance of ``rows`` (n, d) float32, at most d, the largest first. The
+        largest entry of a direction is positive."""
         dimensions = rows.shape[1]
         with fixed_blocks(len(rows), SUM_BLOCK, threads) as blocks:
-            total = sum(blocks(lambda span: rows[span].sum(axis=0, dtype=np.float64)), np.zeros(dimensions))
-            self._mean = total / len(rows)
+            mean = sum(blocks(lambda span: rows[span].sum(axis=0, dtype=np.float64)), np.zeros(dimensions)) / len(rows)
 
             def outer(span: slice) -> np.ndarray:
-                centred = rows[span] - self._mean
+                centred = rows[span] - mean
                 return np.asarray(centred.T @ centred)
 
             covariance = sum(blocks(outer), np.zeros((dimensions, dimensions)))
             directions = np.linalg.eigh(covariance)[1][:, ::-1][:, : min(count, dimensions)]
-        signs = np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(directions.shape[1])])
-        self._directions = directions * signs
+            signs = np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(directions.shape[1])])
+        return cls(mean, directions * signs)
 
     def __call__(self, rows: np.ndarray, threads: int | None = None) -> np.ndarray:
-        """``rows`` (n, d) float32 in these directions, (n, k) float32."""
-        with fixed_blocks(len(rows), SUM_BLOCK, threads) as blocks:
-            turned = blocks(lambda span: ((rows[span] - self._mean) @ self._directions).astype(np.float32))
-            return np.concatenate(list(turned))
+        """``rows`` (n, d) float32 centred and turned onto the directions: (n, c) float32."""
+        return by_blocks(
+            lambda span: ((rows[span] - self.mean) @ self.directions).astype(np.float32), len(rows), SUM_BLOCK, threads
+        )
 
 
 class Descriptor:
-    """The vectors of images by the descriptor made by hand, in the principal components of the first images given."""
+    """The vectors of images by the descriptor made by hand, in the principal components of the first images given, or
+    as a ``projection`` has them that was found before."""
 
-    def __init__(self, components: int) -> None:
+    def __init__(self, components: int, projection: Projection | None = None) -> None:
         self._components = components
-        self._projection: Projection | None = None
+        self.projection = projection
 
     def __call__(self, grey: np.ndarray, colour: np.ndarray) -> np.ndarray:
-        """(n, at most ``components``) float32 of unit length, of what :func:`describe` takes."""
+        """(n, at most ``components``) float32 of unit length, of what :func:`describe` takes; n is at least 1."""
         rows = by_blocks(lambda span: describe(grey[span], colour[span]), len(grey), DESCRIBE_BLOCK)
-        self._projection = self._projection or Projection(rows, self._components)
-        return unit(self._projection(rows)).astype(np.float32)
+        self.projection = self.projection or Projection.fit(rows, self._components)
+        return unit(self.projection(rows)).astype(np.float32)

@@ -52,7 +52,7 @@ VECTORS, KEYS = "vectors.npy", "keys.npy"
 @dataclass(frozen=True)
 class PoolFiles:
     """What is known of the files of a pool from part ``first`` on: ``sha256`` of each (empty where it could not be
-    read), and ``decoded`` (n,) bool, whether it is an image within the limits."""
+    read), and ``decoded`` (n,) bool, whether it is an image within the limits that is to be embedded."""
 
     sha256: Sequence[str]
     decoded: np.ndarray
@@ -164,7 +164,8 @@ def embed_pool(config: CurationConfig, pool: Pool, network: Path, files: PoolFil
     """
     store = Store.of(network, config.embedding)
     paths = [store.path(files, number) for number in range(files.parts)]
-    missing = sum(not path.exists() for path in paths)
+    asked = [path for number, path in enumerate(paths) if files.part(number)[1].any()]
+    missing = sum(not path.exists() for path in asked)
     if missing:
         wanted = config.embedding.processes or (1 if store.maker["device"] == "cuda" else available_cores())
         count = min(wanted, files.parts)
@@ -175,7 +176,7 @@ def embed_pool(config: CurationConfig, pool: Pool, network: Path, files: PoolFil
         command = [sys.executable, "-P", "-m", "components.curation.embed", "--pool", pool.url]
         command += ["--backbone", str(network), "--params", str(work / "params.yaml")]
         command += ["--known", str(work / "known.npz"), "--parts", str(count)]
-        _run_all([[*command, "--part", str(number)] for number in range(count)], paths, work)
+        _run_all([[*command, "--part", str(number)] for number in range(count)], asked, work)
     return Parts(paths)
 
 
@@ -219,8 +220,8 @@ def make_parts(
     pool: Pool, files: PoolFiles, numbers: range, network: Path, store: Store, config: CurationConfig
 ) -> int:
     """Make those parts of ``numbers`` that are missing, in this process; returns how many."""
-    paths = {number: store.path(files, number) for number in numbers}
-    missing = [number for number in numbers if not paths[number].exists()]
+    paths = {number: store.path(files, number) for number in numbers if files.part(number)[1].any()}
+    missing = [number for number, path in paths.items() if not path.exists()]
     if not missing:
         return 0
     embedder = Embedder(network, store.maker["device"], config)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from components.curation.config import DecodeConfig
 from components.curation.decoding import Decoded, DecodeWorkers
 from components.curation.measurement import COLOUR_SIDE, SIDE
-from components.curation.pool import Pool
+from components.curation.pool import Pool, PoolFile
 from foundry.progress import Progress
 from foundry.settings import canonical_json
 from foundry.storage import write_atomically
@@ -60,15 +61,51 @@ class Scan:
     def __len__(self) -> int:
         return len(self.path)
 
+    def select(self, rows: np.ndarray) -> Scan:
+        """The files ``rows`` (m,), in that order."""
+        return joined([self], rows)
 
-def scan_pool(pool: Pool, pool_digest: str, config: DecodeConfig, folder: Path) -> Scan:
-    """Decode and measure every file of ``pool``, resuming from the parts in ``folder``."""
+    def rates(self, seconds: float) -> dict[str, float]:
+        """What a step tells of looking through the files in so many ``seconds``."""
+        pixels = float(np.sum(self.width.astype(np.float64) * self.height))
+        return {"images_per_second": round(len(self) / max(seconds, 1e-9), 1), "megapixels": round(pixels / 1e6, 3)}
+
+
+def joined(scans: list[Scan], rows: np.ndarray) -> Scan:
+    """The files ``rows`` (m,) of ``scans`` laid end to end, in that order."""
+    values: dict[str, Any] = {}
+    for field in fields(Scan):
+        columns = [getattr(scan, field.name) for scan in scans]
+        if isinstance(columns[0], list):
+            whole = [value for column in columns for value in column]
+            values[field.name] = [whole[row] for row in rows.tolist()]
+        else:
+            values[field.name] = (columns[0] if len(columns) == 1 else np.concatenate(columns))[rows]
+    return Scan(**values)
+
+
+class Known(Protocol):
+    """Files that were measured before."""
+
+    def recall(self, file: PoolFile) -> int | None:
+        """A number for a file of known bytes, else None."""
+        ...
+
+    def decoded(self, number: int, path: str) -> Decoded:
+        """What is known of that file, under the name ``path``."""
+        ...
+
+
+def scan_pool(pool: Pool, pool_digest: str, config: DecodeConfig, folder: Path, known: Known | None = None) -> Scan:
+    """Decode and measure every file of ``pool``, resuming from the parts in ``folder``. What is ``known`` is not
+    decoded again."""
     _prepare(folder, pool_digest, config)
     done = sum(table.num_rows for table in _finished(folder))
     finished = folder / "finished"
     if not finished.exists():
         with Progress("decode", None, "images", done=done) as progress, DecodeWorkers(config) as workers:
-            results = workers.decode(pool.files(done, config.max_bytes))
+            files = pool.files(done, config.max_bytes)
+            results = workers.decode(files) if known is None else _decode_unknown(workers, files, known)
             while rows := list(_advance(islice(results, PART_FILES), progress)):
                 _write(rows, folder, done)
                 done += len(rows)
@@ -92,6 +129,26 @@ def gather(columns: Sequence[np.ndarray], rows: Sequence[np.ndarray], file: Path
             place += len(part)
     gathered.flush()
     return gathered
+
+
+def _decode_unknown(workers: DecodeWorkers, files: Iterable[PoolFile], known: Known) -> Iterator[Decoded]:
+    """As ``workers.decode(files)``, in the same order, but the workers get no known file."""
+    passed: deque[tuple[int, str] | None] = deque()  # None: a file that the workers have
+
+    def unknown() -> Iterator[PoolFile]:
+        for file in files:
+            number = known.recall(file)
+            passed.append(None if number is None else (number, file.path))
+            if number is None:
+                yield file
+
+    for result in workers.decode(unknown()):
+        while (entry := passed.popleft()) is not None:
+            yield known.decoded(*entry)
+        yield result
+    for entry in passed:
+        assert entry is not None
+        yield known.decoded(*entry)
 
 
 def _advance(results: Iterator[Decoded], progress: Progress) -> Iterator[Decoded]:
@@ -143,6 +200,7 @@ def _finished(folder: Path) -> Iterator[Table]:
 
 
 def _schema() -> Schema:
+    """Columns of a part."""
     import pyarrow as arrow
 
     texts = ("path", "reason", "detail", "sha256", "pixels_sha256", "extension")
@@ -156,7 +214,7 @@ def _schema() -> Schema:
 def _table(rows: list[Decoded]) -> Table:
     import pyarrow as arrow
 
-    values: dict[str, list[Any]] = {name: [] for name in _schema().names}
+    values: dict[str, list[Any]] = {name: [] for name in scan_schema().names}
     for row in rows:
         found = row.measurement
         for name in ("path", "reason", "detail", "sha256", "extension", "size"):
@@ -165,6 +223,44 @@ def _table(rows: list[Decoded]) -> Table:
         for name in ("width", "height", "contrast", "hash"):
             values[name].append(getattr(found, name) if found else 0)
     return arrow.table(values, schema=_schema())
+
+
+def scan_schema() -> Schema:
+    """Columns of a scan as a table: those of a part and :data:`ARRAYS`, as bytes."""
+    import pyarrow as arrow
+
+    widths = {name: int(np.prod(shape)) * np.dtype(kind).itemsize for name, (kind, shape) in ARRAYS.items()}
+    return arrow.schema([*_schema(), *((name, arrow.binary(width)) for name, width in widths.items())])
+
+
+def scan_table(scan: Scan) -> Table:
+    """A scan as a table; the other way round: :func:`scan_of`."""
+    import pyarrow as arrow
+
+    columns = []
+    for field in scan_schema():
+        values = getattr(scan, field.name)
+        if field.name in ARRAYS:
+            buffer = arrow.py_buffer(np.ascontiguousarray(values))
+            columns.append(arrow.FixedSizeBinaryArray.from_buffers(field.type, len(scan), [None, buffer]))
+        else:
+            columns.append(arrow.array(values, field.type))
+    return arrow.Table.from_arrays(columns, schema=scan_schema())
+
+
+def scan_of(table: Table) -> Scan:
+    """The scan whose rows are those of ``table``, in memory."""
+    values = _figures(table)
+    for name, (kind, shape) in ARRAYS.items():
+        cells = int(np.prod(shape))
+        width = cells * np.dtype(kind).itemsize
+        blocks = [
+            np.frombuffer(chunk.buffers()[1], kind, len(chunk) * cells, chunk.offset * width).reshape(-1, *shape)
+            for chunk in table[name].chunks
+            if len(chunk)
+        ]
+        values[name] = np.concatenate(blocks) if blocks else np.zeros((0, *shape), kind)
+    return Scan(**values)
 
 
 def _write(rows: list[Decoded], folder: Path, start: int) -> None:
@@ -191,12 +287,19 @@ def _array(folder: Path, name: str) -> Path:
 def _columns(folder: Path, count: int) -> Scan:
     import pyarrow as arrow
 
-    table = arrow.concat_tables([_schema().empty_table(), *_finished(folder)])
-    values: dict[str, Any] = {}
+    values = _figures(arrow.concat_tables([_schema().empty_table(), *_finished(folder)]))
     for name, (kind, shape) in ARRAYS.items():
         size = (count, *shape)
         values[name] = np.memmap(_array(folder, name), kind, "r", shape=size) if count else np.zeros(size, kind)
-    for name in table.schema.names:
-        text = arrow.types.is_string(table.schema.field(name).type)
-        values[name] = table[name].to_pylist() if text else table[name].to_numpy()
     return Scan(**values)
+
+
+def _figures(table: Table) -> dict[str, Any]:
+    """The columns of a :class:`Scan` that parts have."""
+    import pyarrow as arrow
+
+    values: dict[str, Any] = {}
+    for field in _schema():
+        column = table[field.name]
+        values[field.name] = column.to_pylist() if arrow.types.is_string(field.type) else column.to_numpy()
+    return values

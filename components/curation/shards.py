@@ -10,11 +10,15 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from components.curation.pool import PoolFile
 from foundry.errors import UserError
 from foundry.progress import Progress
 from foundry.settings import canonical_json
+
+if TYPE_CHECKING:
+    from components.curation.scan import Scan
 
 TAR_BLOCK = tarfile.BLOCKSIZE
 TAR_RECORD = tarfile.RECORDSIZE
@@ -36,6 +40,20 @@ class Sample:
     width: int
     height: int
     source: str
+
+    @classmethod
+    def of(cls, scan: Scan, row: int) -> Sample:
+        """The file ``row`` of a pool."""
+        return cls(
+            row=row,
+            key=key_of(scan.sha256[row]),
+            extension=scan.extension[row],
+            sha256=scan.sha256[row],
+            length=int(scan.size[row]),
+            width=int(scan.width[row]),
+            height=int(scan.height[row]),
+            source=scan.path[row],
+        )
 
     def sidecar(self) -> bytes:
         """Content of ``<key>.json``."""
@@ -60,6 +78,11 @@ def key_of(sha256: str) -> str:
 def shard_name(number: int) -> str:
     """File name of a shard."""
     return f"shard-{number:06d}.tar"
+
+
+def shard_number(name: str) -> int:
+    """The number of the shard of this file name."""
+    return int(name.removeprefix("shard-").removesuffix(".tar"))
 
 
 def _padded(length: int) -> int:

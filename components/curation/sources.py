@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from components.curation.config import CurationConfig
+from components.curation.measured import Measured, measure_again
 from components.curation.pool import Pool, open_pool
 from components.curation.scan import Scan, scan_pool
 
@@ -31,8 +32,22 @@ def read_source(url: str, config: CurationConfig, work: Path, name: str = POOL, 
     """Open the pool at ``url`` and look through it; work that a killed run left below ``work`` is gone on with."""
     pool = open_pool(url)
     digest = pool.digest()
-    folder = work / "-".join(filter(None, ["scan", "" if name == POOL else name, label]))
-    return Source(name, label, pool, digest, scan_pool(pool, digest, config.decode, folder))
+    return Source(name, label, pool, digest, scan_pool(pool, digest, config.decode, _folder(work, name, label)))
+
+
+def read_again(
+    url: str, config: CurationConfig, work: Path, past: Measured, name: str = POOL
+) -> tuple[Source, Measured, np.ndarray]:
+    """As :func:`read_source`, of a pool whose files were ``past``: also the files with their origin, and of each its
+    row in ``past`` or -1 (:func:`measured.measure_again`)."""
+    pool = open_pool(url)
+    digest = pool.digest()
+    files, known = measure_again(pool, digest, config.decode, past, _folder(work, name))
+    return Source(name, "", pool, digest, files.scan), files, known
+
+
+def _folder(work: Path, name: str, label: str = "") -> Path:
+    return work / "-".join(filter(None, ["scan", "" if name == POOL else name, label]))
 
 
 def read_sources(inputs: Mapping[str, str], name: str, config: CurationConfig, work: Path) -> list[Source]:

@@ -2,412 +2,33 @@
 
 from __future__ import annotations
 
-import shutil
-import time
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from components.common.step import InputSpec, Step
-from components.curation.config import TRANSIENT, CurationConfig, FilterConfig
-from foundry.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from components.curation.config import DecodeConfig
-    from components.curation.pool import Pool
-    from components.curation.scan import Scan
-    from components.curation.selection import Selection
-    from components.curation.shards import Sample
-    from components.curation.sources import Source
-    from components.curation.space import Space
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Usable images that are compared with each other: ``rows`` (n,) of ``scan``, rising; row ``first`` of it is the
-    first file of ``pool``."""
-
-    scan: Scan
-    rows: np.ndarray
-    pool: Pool
-    first: int = 0
+from components.curation.config import TRANSIENT, CurationConfig
 
 
 def run(config: CurationConfig, inputs: Mapping[str, str], output: Path) -> dict[str, Any]:
     """Curate ``inputs["pool"]`` into ``output``; returns counts and the content digest.
 
-    Raises :class:`UserError` where the pool is absent, empty, damaged or holds no usable image.
+    With ``inputs["previous"]``, a curated dataset, what the pool has gained is added to it (:mod:`increment`), or the
+    whole pool curated anew without measuring again and without what was deleted (:mod:`full`). Raises
+    :class:`UserError` where the pool is absent, empty, damaged or holds no usable image, or the previous dataset cannot
+    be used.
     """
-    from itertools import chain
+    from components.curation.full import run_full
+    from components.curation.increment import run_increment
+    from components.curation.previous import open_previous
+    from components.curation.selection import part_names
 
-    import numpy as np
-
-    from components.curation import dataset, shards
-    from components.curation.held_out import held_out_rows
-    from components.curation.report import write_report
-    from components.curation.selection import BALANCED, RAW, RETRIEVED, part_names, select
-    from components.curation.sources import joined, read_source, read_sources
-    from foundry.settings import digest_of
-    from training.data.mix import kinds_of
-
-    started = time.monotonic()
     part_names(config, inputs)
-    work = output / "work"
-    source = read_source(inputs["pool"], config, work)
-    pool = source.pool
-    raw = read_sources(inputs, "raw", config, work)
-    scan = joined([source, *raw])
-    scanned = time.monotonic()
-
-    rejections = _Rejections(scan)
-    usable = _filter(source.scan, config.filters, rejections)
-    if not len(usable):
-        most_first = sorted(rejections.counts().items(), key=lambda item: (-item[1], item[0]))
-        told = ", ".join(f"{count} {reason}" for reason, count in most_first)
-        raise UserError(f"{pool.url}: none of its {len(source.scan)} files is a usable image ({told})")
-    held_out: list[Pictures] = []
-    if url := inputs.get("evaluation"):
-        known = read_source(url, config, work, "evaluation")
-        held_out.append(Pictures(known.scan, held_out_rows(known.scan, url, config.duplicates.held_out), known.pool))
-    unique, because = _deduplicate([Pictures(scan, usable, pool), *held_out], config, rejections, work)
-    if not len(unique):
-        raise UserError(f"{pool.url}: all of its {len(usable)} usable images are copies of {inputs['evaluation']}")
-
-    space = _space(config, inputs, source, unique, work, output)
-    vectors = space.vectors(source, unique)
-    times, clusters, levels = _balance(vectors, config, work)
-    members = {BALANCED: unique[times > 0]} if config.balance.enabled else {}
-    seeds = read_sources(inputs, "seeds", config, work)
-    found = _retrieve(space, vectors, seeds, config)
-    members |= {f"{RETRIEVED}:{label}": unique[places] for label, places in found.items()}
-    first = len(source.scan)
-    for taken in raw:
-        rows = _as_they_are(scan, taken, first, held_out, config, rejections, work)
-        members[f"{RAW}:{taken.label}"] = rows
-        first += len(taken.scan)
-    chosen = select(members, scan.sha256)
-    if not chosen.rows:
-        raise UserError(f"{pool.url}: nothing was found for {', '.join(members)}; lower retrieval.min_hits")
-    _reject_the_rest(scan, unique, times, clusters, chosen, rejections)
-
-    drawn = {row: count for row, count in zip(unique.tolist(), times.tolist(), strict=True) if count}
-    cluster_of = dict(zip(unique.tolist(), clusters, strict=True))
-    weights = [float(drawn.get(row, 1)) for row in chosen.rows]
-    parts = chosen.members(members)
-    kinds_of(config.mix, {name: found for name, found in parts.items() if len(found)}, np.array(weights), "mix")
-    samples = [_sample(scan, row) for row in chosen.rows]
-    places, sizes = shards.lay_out(samples, config.shard_mib << 20)
-    shutil.rmtree(output / dataset.SHARDS, ignore_errors=True)
-    files = chain.from_iterable(each.pool.files(0, config.decode.max_bytes) for each in (source, *raw))
-    shards.write_shards(output / dataset.SHARDS, samples, places, sizes, files, pool.url)
-    table = dataset.samples_table(
-        samples,
-        places,
-        [cluster_of.get(row, "") for row in chosen.rows],
-        weights,
-        [because.get(row, "taken as it is") for row in chosen.rows],
-        chosen.parts,
-    )
-    mix = config.mix.model_dump(mode="json")
-    content = dataset.content_digest(table, mix)
-    dataset.write_table(table, output / "samples.parquet")
-    dataset.write_table(rejections.table(), output / "rejected.parquet")
-    reasons = dict(sorted(rejections.counts().items()))
-    counts = {
-        "files": len(scan),
-        "samples": len(samples),
-        "rejected": sum(reasons.values()),
-        "reasons": reasons,
-        "unique": len(unique),
-        "parts": {name: len(found) for name, found in parts.items()},
-        "shards": len(sizes),
-        "bytes": int(sum(sample.length for sample in samples)),
-    }
-    lasting = config.model_dump(
-        mode="json",
-        exclude={"decode": {"workers"}, "clusters": {"processes"}, "embedding": {"processes", "fan_out"}},
-    )
-    digests = {"pool": source.digest, "config": digest_of(lasting), "content": content}
-    digests |= {f"{each.name}.{each.label}": each.digest for each in (*raw, *seeds)}
-    made = {"config": lasting, "levels": levels, "embedding": space.facts}
-    dataset.write_description(output, counts, digests, mix, made)
-    shutil.rmtree(work)
-    _check_accounting(scan, samples, rejections)
-    write_report(output, output / "report.html", pool=pool, url=pool.url)
-    return {
-        **counts,
-        "clusters": levels,
-        "digest": content,
-        "effective_clusters": round(_effective([cluster_of[row] for row in drawn]), 2) if drawn else 0.0,
-        "images_per_second": round(len(scan) / max(scanned - started, 1e-9), 1),
-        "megapixels": round(float(np.sum(scan.width.astype(np.float64) * scan.height)) / 1e6, 3),
-    }
-
-
-class _Rejections:
-    """Rows of rejected.parquet by their number in the pool; every file that is no sample gets exactly one."""
-
-    def __init__(self, scan: Scan) -> None:
-        self._scan = scan
-        self._rows: dict[int, tuple[str, str, str, str | None]] = {}
-
-    def add(self, row: int, reason: str, detail: str, of: str = "", cluster: str | None = None) -> None:
-        assert row not in self._rows
-        self._rows[row] = (reason, detail, of, cluster)
-
-    def of_reason(self, reason: str) -> dict[int, tuple[str, str, str, str | None]]:
-        """(reason, detail, of, cluster) of the rows with this reason."""
-        return {row: told for row, told in self._rows.items() if told[0] == reason}
-
-    def counts(self) -> Counter[str]:
-        return Counter(reason for reason, *_ in self._rows.values())
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def table(self) -> Any:
-        import pyarrow as arrow
-
-        from components.curation.dataset import rejected_schema
-
-        names = ("reason", "detail", "of", "cluster")
-        rows = []
-        for row in sorted(self._rows):
-            known = {name: getattr(self._scan, name)[row] for name in ("path", "sha256")}
-            size = {name: int(getattr(self._scan, name)[row]) or None for name in ("width", "height")}
-            rows.append({**known, **size, **dict(zip(names, self._rows[row], strict=True))})
-        return arrow.Table.from_pylist(rows, schema=rejected_schema())
-
-
-def _filter(scan: Scan, filters: FilterConfig, rejections: _Rejections) -> np.ndarray:
-    """Pool rows of the images that are decoded and of use, in pool order."""
-    import numpy as np
-
-    usable = []
-    for row, reason in enumerate(scan.reason):
-        width, height = int(scan.width[row]), int(scan.height[row])
-        if reason:
-            rejections.add(row, reason, scan.detail[row])
-        elif min(width, height) < filters.min_side:
-            rejections.add(row, "too-small", f"{width} x {height}, the shorter side is below {filters.min_side}")
-        elif max(width, height) > filters.max_aspect * min(width, height):
-            limit = f"longer than {filters.max_aspect:g} times its side"
-            rejections.add(row, "too-elongated", f"{width} x {height}, {limit}")
-        elif scan.contrast[row] < filters.min_contrast:
-            rejections.add(row, "blank", f"its pixels vary by {scan.contrast[row]:.2f} levels")
-        else:
-            usable.append(row)
-    return np.array(usable, dtype=np.int64)
-
-
-def _deduplicate(
-    parts: Sequence[Pictures], config: CurationConfig, rejections: _Rejections, work: Path
-) -> tuple[np.ndarray, dict[int, str]]:
-    """(rows of one image of each picture, why each of them is kept), of the first of ``parts``.
-
-    What the other parts show is held out.
-    """
-    import numpy as np
-
-    from components.curation.duplicates import Images, find_duplicates
-    from components.curation.scan import gather
-    from components.curation.shards import key_of
-
-    usable = parts[0].rows
-
-    def texts(name: str) -> list[str]:
-        return [getattr(part.scan, name)[row] for part in parts for row in part.rows]
-
-    def numbers(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part.scan, name)[part.rows] for part in parts])
-
-    def arrays(name: str) -> np.ndarray:
-        return gather([getattr(part.scan, name) for part in parts], [part.rows for part in parts], work / f"{name}.npy")
-
-    images = Images(
-        path=texts("path"),
-        sha256=texts("sha256"),
-        pixels_sha256=texts("pixels_sha256"),
-        size=numbers("size"),
-        width=numbers("width"),
-        height=numbers("height"),
-        hash=numbers("hash"),
-        grey=arrays("grey"),
-        colour=arrays("colour"),
-        evaluation=np.repeat([False, True], [len(usable), sum(len(part.rows) for part in parts[1:])]),
-    )
-    groups = find_duplicates(images, config.duplicates, lambda chosen: _closeups(parts, config.decode, chosen))
-    because: dict[int, str] = {}
-    for place, row in enumerate(usable.tolist()):
-        keeper = int(groups.kept[place])
-        if keeper == place:
-            size, merit = int(groups.sizes[place]), groups.advantage[place]
-            because[row] = f"best of {size} copies by {merit}" if size > 1 else "unique"
-            continue
-        detail = f"copy of {images.path[keeper]}, kept for its {groups.advantage[place]}"
-        if images.evaluation[keeper]:
-            detail = f"copy of {images.path[keeper]} of the evaluation set"
-        rejections.add(row, groups.reason[place], detail, key_of(images.sha256[keeper]))
-    return usable[groups.kept[: len(usable)] == range(len(usable))], because
-
-
-def _space(
-    config: CurationConfig, inputs: Mapping[str, str], source: Source, unique: np.ndarray, work: Path, output: Path
-) -> Space:
-    """What concepts are told apart by: what is given, else a backbone trained on the pool, else the descriptor."""
-    from components.curation.bootstrap import train_backbone
-    from components.curation.space import BackboneSpace, DescriptorSpace, given_space
-
-    if (given := given_space(config, inputs, work)) is not None:
-        return given
-    if not config.embedding.bootstrap.enabled:
-        return DescriptorSpace(config.clusters.components)
-    samples = [_sample(source.scan, row) for row in sorted(unique.tolist(), key=lambda row: source.scan.sha256[row])]
-    files = source.pool.files(0, config.decode.max_bytes)
-    shard_bytes = config.shard_mib << 20
-    bootstrap = config.embedding.bootstrap
-    network = train_backbone(bootstrap, samples, files, source.pool.url, shard_bytes, config.seed, work, output)
-    return BackboneSpace(config, network, "bootstrap", work)
-
-
-def _closeups(parts: Sequence[Pictures], config: DecodeConfig, chosen: Sequence[int]) -> Iterator[np.ndarray]:
-    """Close-ups of the images of ``parts`` at rising positions ``chosen``, decoded from their pools once more."""
-    from itertools import islice
-
-    from components.curation.decoding import DecodeWorkers
-
-    start, left = 0, deque(chosen)
-    with DecodeWorkers(config, closeups=True) as workers:
-        for part in parts:
-            wanted = []
-            while left and left[0] < start + len(part.rows):
-                wanted.append(int(part.rows[left.popleft() - start]) - part.first)
-            start += len(part.rows)
-            if wanted:
-                of_pool = set(wanted)
-                files = islice(part.pool.files(0, config.max_bytes), wanted[-1] + 1)
-                yield from workers.closeups(file for number, file in enumerate(files) if number in of_pool)
-
-
-def _balance(vectors: np.ndarray, config: CurationConfig, work: Path) -> tuple[np.ndarray, list[str], list[int]]:
-    """(how often each image is drawn, its cluster path 'top/.../finest', clusters of each level, finest first)."""
-    import numpy as np
-
-    from components.curation.clustering import cluster_here
-    from components.curation.hierarchy import fitted
-    from components.curation.sampling import balanced_sample
-
-    clusters = config.clusters.model_copy(update={"levels": fitted(config.clusters.levels, len(vectors))})
-    hierarchy = cluster_here(vectors, clusters, config.seed, work / "clusters")
-    paths = hierarchy.paths()
-    balance = config.balance
-    if balance.enabled:
-        target = balance.size or max(1, round(balance.fraction * len(vectors)))
-        times = balanced_sample(paths, target, seed=config.seed, copies=balance.copies)
-    else:
-        times = np.zeros(len(vectors), np.int64)
-    names = ["/".join(map(str, path)) for path in paths.tolist()]
-    return times, names, [len(centroids) for centroids in hierarchy.centroids]
-
-
-def _retrieve(
-    space: Space, vectors: np.ndarray, seeds: Sequence[Source], config: CurationConfig
-) -> dict[str, np.ndarray]:
-    """Places among ``vectors`` of the images retrieved by each seed set, by its label."""
-    from components.curation.retrieval import retrieve
-    from components.curation.sources import training_rows
-
-    found = {}
-    for number, source in enumerate(seeds):
-        rows = training_rows(source)
-        if not len(rows):
-            raise UserError(f"{source.pool.url}: holds no image that could be a seed")
-        settings = config.retrieval_of.get(source.label, config.retrieval)
-        found[source.label] = retrieve(space.vectors(source, rows), vectors, settings, config.seed + number).images
-    return found
-
-
-def _as_they_are(
-    scan: Scan,
-    source: Source,
-    first: int,
-    held_out: Sequence[Pictures],
-    config: CurationConfig,
-    rejections: _Rejections,
-    work: Path,
-) -> np.ndarray:
-    """Rows of a dataset that is taken as it is: all its images but copies of images that measure. Row ``first`` of
-    ``scan`` is its first file."""
-    import numpy as np
-
-    files = range(first, first + len(source.scan))
-    rows = np.array([row for row in files if not scan.reason[row]], np.int64)
-    for row in sorted(set(files) - set(rows.tolist())):
-        rejections.add(row, scan.reason[row], scan.detail[row])
-    if not held_out or not len(rows):
-        return rows
-    copies = _Rejections(scan)
-    _deduplicate([Pictures(scan, rows, source.pool, first), *held_out], config, copies, work)
-    leaks = copies.of_reason("evaluation-copy")
-    for row, told in leaks.items():
-        rejections.add(row, *told)
-    return np.array([row for row in rows.tolist() if row not in leaks], np.int64)
-
-
-def _reject_the_rest(
-    scan: Scan,
-    unique: np.ndarray,
-    times: np.ndarray,
-    clusters: Sequence[str],
-    chosen: Selection,
-    rejections: _Rejections,
-) -> None:
-    """Say of each deduplicated image in no part, and of each that another of equal bytes stands for, why it is none."""
-    from components.curation.shards import key_of
-
-    samples = {*chosen.rows, *chosen.again}
-    members = Counter(clusters)
-    drawn = Counter(name for name, count in zip(clusters, times, strict=True) if count)
-    for row, name in zip(unique.tolist(), clusters, strict=True):
-        if row not in samples:
-            detail = f"cluster {name}: {drawn[name]} of {members[name]} images drawn"
-            rejections.add(row, "balance", detail, cluster=name)
-    for row, stands in chosen.again.items():
-        rejections.add(row, "exact-duplicate", f"is in the dataset as {scan.path[stands]}", key_of(scan.sha256[row]))
-
-
-def _sample(scan: Scan, row: int) -> Sample:
-    from components.curation.shards import Sample, key_of
-
-    return Sample(
-        row=row,
-        key=key_of(scan.sha256[row]),
-        extension=scan.extension[row],
-        sha256=scan.sha256[row],
-        length=int(scan.size[row]),
-        width=int(scan.width[row]),
-        height=int(scan.height[row]),
-        source=scan.path[row],
-    )
-
-
-def _effective(clusters: list[str]) -> float:
-    """Exponential of the entropy of the drawn images over finest clusters: how many equal clusters they are worth."""
-    import numpy as np
-
-    from components.curation.sampling import effective_number
-
-    return effective_number(np.array(list(Counter(clusters).values())))
-
-
-def _check_accounting(scan: Scan, samples: list[Sample], rejections: _Rejections) -> None:
-    keys = {sample.key for sample in samples}
-    if len(samples) + len(rejections) != len(scan) or len(keys) != len(samples):
-        raise AssertionError(f"{len(scan)} files, {len(samples)} samples, {len(keys)} keys, {len(rejections)} rejected")
+    url = inputs.get("previous")
+    previous = open_previous(url, output / "work" / "previous") if url else None
+    if previous and not config.anew:
+        return run_increment(config, inputs, output, previous)
+    return run_full(config, inputs, output, previous)
 
 
 def _environment(config: CurationConfig) -> dict[str, Any]:
@@ -429,7 +50,7 @@ def _environment(config: CurationConfig) -> dict[str, Any]:
 
 
 def _disk_bytes(config: CurationConfig, inputs: Mapping[str, str]) -> int:
-    """About the size of a local pool and of datasets taken as they are, and the work files."""
+    """About the size of a local pool and of datasets taken as they are, the work files and the index."""
     from foundry.storage import files_under, is_local, local_path
 
     total = 64 << 20
@@ -438,7 +59,7 @@ def _disk_bytes(config: CurationConfig, inputs: Mapping[str, str]) -> int:
             continue
         path = local_path(url)
         sizes = [file.stat().st_size for file in (files_under(path) if path.is_dir() else [path])]
-        total += sum(sizes) * (2 if config.embedding.bootstrap.enabled else 1) + 15_000 * len(sizes)
+        total += sum(sizes) * (2 if config.embedding.bootstrap.enabled else 1) + 21_000 * len(sizes)
     return total
 
 
@@ -455,6 +76,13 @@ def _pool_digest(url: str) -> str:
     from components.curation.pool import pool_digest
 
     return pool_digest(url)
+
+
+def _dataset_digest(url: str) -> str:
+    """What names the previous dataset."""
+    from components.curation.previous import dataset_digest
+
+    return dataset_digest(url)
 
 
 STEP = Step(
@@ -503,6 +131,13 @@ STEP = Step(
             kind="url",
             digest=_pool_digest,
             several=True,
+        ),
+        InputSpec(
+            "previous",
+            "curated dataset of an earlier state of the pool, to add to: a folder, URL, dvc:// or PATH@REVISION",
+            required=False,
+            kind="url",
+            digest=_dataset_digest,
         ),
     ),
     run=run,

@@ -15,7 +15,7 @@ import yaml
 from components.common.accelerator import default_device
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.curated import cluster_sheet, read_facts
-from components.evaluation.curves import plot_run, read_curves
+from components.evaluation.curves import plot_gram_choice, plot_run, read_curves
 from components.evaluation.gallery import draw, images_to_show
 from components.evaluation.gates import (
     HISTOGRAM,
@@ -35,6 +35,7 @@ from foundry.progress import Progress
 from foundry.storage import is_local, local_path, shown_url, write_atomically
 from training.data.evaluation_set import EvaluationSet
 from training.data.shards import ShardDataset
+from training.engine.anchoring import FILE as GRAM_TEACHER
 from training.models.interchange import load_export
 
 RUNS = (("pretrained", "Pretraining"), ("refined", "Refinement"), ("students", "Distillation"))
@@ -111,7 +112,24 @@ def _run_summary(run: Path, title: str, found: Mapping[str, Examination], protoc
     lines = {}
     if protocol == "classification":
         lines = {name: found[name].measures["knn_top1"] for name in (RAW_PIXELS, HISTOGRAM)}
-    return RunSummary(title, recipe, plot_run(read_curves(run), lines))
+    return RunSummary(title, recipe, plot_run(read_curves(run), lines), *_gram_choice(run, recipe))
+
+
+def _gram_choice(run: Path, recipe: Mapping[str, Any]) -> tuple[str, bytes | None]:
+    """What a refinement is anchored to, in words, and the curve that it was chosen by."""
+    if recipe.get("stage") != "gram":
+        return "", None
+    record = run / GRAM_TEACHER
+    if not record.is_file():
+        return "Gram teacher: the pretraining's newest checkpoint.", None
+    choice = json.loads(record.read_text(encoding="utf-8"))
+    told = f"Gram teacher: the pretraining after {choice['step']:,} steps"
+    if "decay" not in choice:
+        return f"{told}, as the settings say.", None
+    decay = choice["decay"]
+    measure = "segmentation mIoU" if choice["measure"] == "segmentation_miou" else "patch coherence"
+    told += f", where its {measure} was best ({decay['peak']:.3f}); since step {decay['established']:,} it is below "
+    return f"{told}{decay['bound']:.3f}.", plot_gram_choice(choice)
 
 
 def _describe_evaluation(evaluation: EvaluationSet | None, material: Material) -> dict[str, Any] | None:
@@ -170,6 +188,8 @@ def _write(output: Path, content: Content, champions: Mapping[str, Any]) -> None
     for run in content.runs:
         if run.curves is not None:
             plots[f"curves-{run.title.lower()}"] = run.curves
+        if run.gram_choice is not None:
+            plots["gram-teacher"] = run.gram_choice
     for name, png in plots.items():
         write_atomically(output / "plots" / f"{name}.png", png)
     models = {}

@@ -14,7 +14,12 @@ Curve = tuple[list[int], list[float]]
 _COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#db2777", "#4b5563")
 _LOSSES = ("loss", "dino_global", "dino_local", "ibot", "koleo", "gram")
 _HEALTH = ("target_entropy", "prototype_use")
-_OWNERS = {"knn_top1": "teacher", "feature_rank": "student"}
+_OWNERS = {
+    "knn_top1": "teacher",
+    "segmentation_miou": "teacher",
+    "patch_coherence": "teacher",
+    "feature_rank": "student",
+}
 """Of a panel with one curve: whose it is, where no student's name stands in front."""
 
 
@@ -42,7 +47,8 @@ def read_curves(run: Path) -> dict[str, Curve]:
 
 
 def plot_run(curves: Mapping[str, Curve], baselines: Mapping[str, float]) -> bytes | None:
-    """Panels two abreast: losses (of each student), k-NN (``baselines`` as grey lines), feature rank, health.
+    """Panels two abreast: losses (of each student), k-NN (``baselines`` as grey lines), dense quality, feature rank,
+    health.
 
     None where there are no curves. A name with slashes belongs to the student before the last one: ``vit/ibot``.
     """
@@ -53,6 +59,8 @@ def plot_run(curves: Mapping[str, Curve], baselines: Mapping[str, float]) -> byt
         panels.append((f"Losses {student}".strip(), _named(own, _LOSSES), {}))
     panels += [
         ("k-NN top-1 (%)", _named(curves, ("knn_top1",)), baselines),
+        ("Segmentation mIoU (%)", _named(curves, ("segmentation_miou",)), {}),
+        ("Patch coherence", _named(curves, ("patch_coherence",)), {}),
         ("Feature rank", _named(curves, ("feature_rank",)), {}),
         ("Target entropy, prototype use", _named(curves, _HEALTH), {}),
     ]
@@ -63,7 +71,7 @@ def plot_run(curves: Mapping[str, Curve], baselines: Mapping[str, float]) -> byt
     figure = _figure(8.6, 2.55 * rows)
     for number, (title, series, lines) in enumerate(shown, start=1):
         axes = figure.add_subplot(rows, 2, number)
-        factor = 100.0 if title.startswith("k-NN") else 1.0
+        factor = 100.0 if title.endswith("(%)") else 1.0
         for index, (name, (steps, values)) in enumerate(series.items()):
             label = _label(name) if not title.startswith("Losses") else name.split("/")[-1].replace("_", " ")
             axes.plot(
@@ -80,6 +88,21 @@ def plot_run(curves: Mapping[str, Curve], baselines: Mapping[str, float]) -> byt
         _dress(axes, title, "step")
         if len(series) + len(lines) > 1:
             axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return _png(figure)
+
+
+def plot_gram_choice(choice: Mapping[str, Any]) -> bytes:
+    """The curve that the Gram teacher was chosen by (``gram_teacher.json`` with a curve): peak, bound, decay."""
+    decay, factor = choice["decay"], 100.0 if choice["measure"] == "segmentation_miou" else 1.0
+    figure = _figure(8.6, 2.55)
+    axes = figure.add_subplot(1, 1, 1)
+    axes.plot(choice["steps"], [factor * value for value in choice["values"]], color=_COLOURS[0], marker="o", ms=3)
+    axes.axhline(factor * decay["bound"], color="#6b7280", linestyle="--", linewidth=1.1, label="decayed below")
+    axes.axvline(decay["peak_step"], color="#059669", linewidth=1.4, label="Gram teacher (peak)")
+    axes.axvline(decay["established"], color="#d97706", linestyle=":", linewidth=1.4, label="decay established")
+    title = "Segmentation mIoU (%)" if choice["measure"] == "segmentation_miou" else "Patch coherence"
+    _dress(axes, f"{title} along the pretraining", "step")
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _png(figure)
 
 

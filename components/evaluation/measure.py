@@ -19,10 +19,10 @@ from training.probes.features import Backbone, Features, Pixels, extract, squash
 from training.probes.knn import knn
 from training.probes.label_free import Views, copy_retrieval, feature_rank, make_views, patch_coherence
 from training.probes.linear import linear_probe
-from training.probes.segmentation import segmentation_probe
+from training.probes.segmentation import scaled_mask, segmentation_probe
 
 LONGEST_SIDE = 640
-"""Pixels of an unlabelled image's shorter side, or a mask's longer side, that are kept in memory."""
+"""Pixels of an unlabelled image's shorter side that are kept in memory."""
 
 Measures = dict[str, float]
 """Name of a measure -> value; names are those of :data:`MEASURES`."""
@@ -84,18 +84,11 @@ class Material:
                 self.labels[split] = np.array([row.label for row in rows])
         self.scenes: dict[str, list[MaskedImage]] = {}
         self.masks: dict[str, list[np.ndarray]] = {}
-        """(H, W) uint8 class indices; of masks of more than :data:`LONGEST_SIDE` pixels every n-th is kept."""
+        """(H, W) uint8 class indices, scaled (:func:`scaled_mask`)."""
         if evaluation is not None and evaluation.has_masks:
             for split in ("train", "test"):
                 self.scenes[split] = _spread(evaluation.segmentation(split), config.mask_limit)
-                self.masks[split] = [self._mask(evaluation, row) for row in self.scenes[split]]
-
-    @staticmethod
-    def _mask(evaluation: EvaluationSet, row: MaskedImage) -> np.ndarray:
-        scene = decode_image(evaluation.read(row.name))
-        mask = evaluation.read_mask(row, (scene.shape[0], scene.shape[1]))
-        every = -(-max(mask.shape) // LONGEST_SIDE)
-        return np.ascontiguousarray(mask[every // 2 :: every, every // 2 :: every])
+                self.masks[split] = [scaled_mask(evaluation, row) for row in self.scenes[split]]
 
     def read(self, split: str, index: int) -> np.ndarray:
         """Labelled image ``index`` of ``split``, (H, W, 3) uint8."""

@@ -40,6 +40,10 @@ class RunSummary:
     """recipe.yaml; empty where the run has none."""
     curves: bytes | None
     """PNG."""
+    gram_teacher: str = ""
+    """Of a refinement: which state of the pretraining it is anchored to, in words."""
+    gram_choice: bytes | None = None
+    """PNG of the curve that this was chosen by."""
 
 
 @dataclass(frozen=True)
@@ -225,6 +229,10 @@ def _training(content: Content) -> Markup:
             parts.append(paragraph("This run left no metrics.jsonl.", "note"))
         else:
             parts.append(figure(run.curves, f"curves of {run.title}"))
+        if run.gram_teacher:
+            parts.append(paragraph(run.gram_teacher, "note"))
+        if run.gram_choice is not None:
+            parts.append(figure(run.gram_choice, "dense quality along the pretraining"))
     return join(parts)
 
 

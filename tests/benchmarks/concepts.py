@@ -56,13 +56,13 @@ def long_tail(labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.sort(np.concatenate(kept))
 
 
-def balance(vectors: np.ndarray, labels: np.ndarray | None) -> dict[str, float]:
+def entropies(vectors: np.ndarray, labels: np.ndarray | None, work: Path) -> dict[str, float]:
     """Entropy of labels (None: of the finest clusters) in a balanced half and in uniform halves."""
-    from components.curation.step import _balance
+    from components.curation.full import balance
 
     half = len(vectors) // 2
     config = CONFIG.model_copy(update={"balance": CONFIG.balance.model_copy(update={"size": half})})
-    times, clusters, _ = _balance(vectors, config)
+    times, clusters, _ = balance(vectors, config, work)
     names = np.array(clusters) if labels is None else labels
     uniform = [
         entropy(names[np.random.default_rng(seed).choice(len(names), half, replace=False)])
@@ -187,10 +187,10 @@ def main(arguments: list[str]) -> int:
         return {
             "retrieval": found,
             "entropy": {
-                "caltech20, labels": balance(make().vectors(caltech, caltech_rows), classes[caltech_rows]),
-                "cifar10, labels": balance(make().vectors(cifar, cifar_rows), cifar_labels[cifar_rows]),
-                "webpool, concepts": balance(web_vectors, concepts),
-                "webpool, clusters": balance(web_vectors, None),
+                "caltech20, labels": entropies(make().vectors(caltech, caltech_rows), classes[caltech_rows], folder),
+                "cifar10, labels": entropies(make().vectors(cifar, cifar_rows), cifar_labels[cifar_rows], folder),
+                "webpool, concepts": entropies(web_vectors, concepts, folder),
+                "webpool, clusters": entropies(web_vectors, None, folder),
             },
         }
 

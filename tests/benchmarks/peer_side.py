@@ -58,7 +58,8 @@ def race(options: argparse.Namespace) -> None:
 
     report_steps(options.limit)
     torch.manual_seed(options.seed)
-    model = timm.models.vision_transformer.VisionTransformer(
+    model = timm.create_model(
+        "vit_tiny_patch16_224",
         img_size=32,
         patch_size=8,
         embed_dim=options.dim,

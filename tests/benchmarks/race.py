@@ -102,11 +102,12 @@ class Racer:
 def embeddings_of_ours(run: Path, labelled: Path) -> dict[str, np.ndarray]:
     """Embedding by file name."""
     from training.data.evaluation_set import EvaluationSet
+    from training.engine.exports import latest_export
     from training.models.interchange import load_export
     from training.probes.features import Pixels, extract
 
     evaluation = EvaluationSet.open(str(labelled))
-    model, preprocessing = load_export(run / "export" / "latest")
+    model, preprocessing = load_export(latest_export(run))
     names = [image.name for split in ("train", "test") for image in evaluation.classification(split)]
     pixels = Pixels.of_files(names, evaluation.read, preprocessing)
     return dict(zip(names, extract(model, pixels, batch=64, device="cpu").cls, strict=True))

@@ -81,12 +81,13 @@ def test_parameters_have_types_descriptions_and_the_defaults_of_params(
     _, pipeline, _ = compiled
     parameters = pipeline["root"]["inputDefinitions"]["parameters"]
     types = {name: parameter["parameterType"] for name, parameter in parameters.items()}
-    texts = ("images", "labels", "backbone", "embeddings", "seeds", "raw", "volume")
+    texts = ("images", "labels", "backbone", "embeddings", "seeds", "raw", "previous", "volume")
     assert types == {**dict.fromkeys(texts, "STRING"), **dict.fromkeys(STEPS, "STRUCT")}
     assert all(len(parameter["description"]) > 20 for parameter in parameters.values())
     written = load_params(REPOSITORY / "params.yaml")
     assert parameters["images"]["defaultValue"] == written.inputs.images
     assert parameters["labels"]["defaultValue"] == written.inputs.evaluation
+    assert parameters["previous"]["defaultValue"] == written.inputs.previous
     for step in STEPS:  # numbers went through doubles and nulls were left out: the settings are the same
         values = parameters[step]["defaultValue"]
         assert type(getattr(written, step)).model_validate(values) == getattr(written, step)

@@ -24,15 +24,17 @@ def encoded(number: int, side: int = 40) -> bytes:
     return buffer.getvalue()
 
 
-def write_dataset(folder: Path, count: int = 24, shards: int = 2, weights: list[float] | None = None) -> Path:
-    """``count`` images in ``shards`` tar files under ``folder``."""
+def write_dataset(
+    folder: Path, count: int = 24, shards: int = 2, weights: list[float] | None = None, side: int = 40
+) -> Path:
+    """``count`` images of ``side`` pixels in ``shards`` tar files under ``folder``."""
     (folder / "shards").mkdir(parents=True)
     rows = []
     for shard in range(shards):
         name = f"shards/shard-{shard:06d}.tar"
         with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as tar:
             for number in range(shard, count, shards):
-                data = encoded(number)
+                data = encoded(number, side)
                 member = tarfile.TarInfo(f"image{number:04d}.png")
                 member.size = len(data)
                 offset = tar.offset + 512
@@ -43,6 +45,8 @@ def write_dataset(folder: Path, count: int = 24, shards: int = 2, weights: list[
                         "shard": name,
                         "offset": offset,
                         "length": len(data),
+                        "width": side,
+                        "height": side,
                         "sha256": hashlib.sha256(data).hexdigest(),
                         "weight": 1.0 if weights is None else weights[number],
                     }

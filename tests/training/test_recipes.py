@@ -31,7 +31,7 @@ HEADS = {  # millions, as published or derived from published widths
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("curated") / "dataset")
+    return write_dataset(tmp_path_factory.mktemp("curated") / "dataset", side=64)
 
 
 def shrunk_model(spec):

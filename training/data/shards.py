@@ -31,8 +31,6 @@ class ShardDataset:
     """
 
     def __init__(self, folder: str, cache: Path | None = None, cache_bytes: int = 0) -> None:
-        import pyarrow.parquet as parquet
-
         self.folder = str(folder).rstrip("/")
         self._local = is_local(self.folder)
         description = json.loads(self._read_whole("dataset.json"))
@@ -45,11 +43,7 @@ class ShardDataset:
         self.mix = load_settings(Mix, description.get("mix", {}), f"{self.folder}/dataset.json, mix")
         parted = description["schema"] > 1
         columns = ["key", "shard", "offset", "length", "weight", *(["parts"] if parted else [])]
-        if self._local:
-            table = parquet.read_table(local_path(self.folder) / "samples.parquet", columns=columns)
-        else:
-            system, path = filesystem(f"{self.folder}/samples.parquet")
-            table = parquet.read_table(path, columns=columns, filesystem=system)
+        table = self._table(columns)
         if table.num_rows == 0:
             raise UserError(f"{self.folder}: the dataset holds no image")
         # columns stay Arrow and NumPy arrays: a million Python strings would be copied into every loader worker
@@ -79,6 +73,20 @@ class ShardDataset:
     def weights(self) -> np.ndarray:
         """How often each image is seen relative to the others, (n,) float64, where all steps are of one kind."""
         return part_weights(self.parts, self.draws, self.mix.weights)
+
+    def _table(self, columns: list[str]) -> Any:
+        """These columns of ``samples.parquet``."""
+        import pyarrow.parquet as parquet
+
+        if self._local:
+            return parquet.read_table(local_path(self.folder) / "samples.parquet", columns=columns)
+        system, path = filesystem(f"{self.folder}/samples.parquet")
+        return parquet.read_table(path, columns=columns, filesystem=system)
+
+    def shorter_sides(self) -> np.ndarray:
+        """The shorter side of each image in pixels, (n,) int32."""
+        table = self._table(["width", "height"])
+        return np.asarray(np.minimum(table["width"].to_numpy(), table["height"].to_numpy()))
 
     def key(self, index: int) -> str:
         """The name of image ``index``."""
@@ -192,6 +200,10 @@ class JointDataset:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    def shorter_sides(self) -> np.ndarray:
+        """The shorter side of each image in pixels, (n,) int32."""
+        return np.concatenate([part.shorter_sides() for part in self.parts])
 
     def key(self, index: int) -> str:
         """The name of image ``index``."""

@@ -22,6 +22,7 @@ from training.data.sampler import share
 from training.data.shards import Images, JointDataset, ShardDataset
 from training.distributed import barrier, mean_over_ranks, rank, world_size
 from training.engine.allocation import keep_freed_memory
+from training.engine.anchoring import choose_gram_teacher
 from training.engine.checkpoint import Checkpointer, latest_checkpoint, load_checkpoint, step_of
 from training.engine.exports import export_learner
 from training.engine.guards import Watch, collapse_measures
@@ -134,16 +135,20 @@ class Trainer:
             gram = None
             if recipe.stage == "gram":
                 assert source is not None
+                chosen = choose_gram_teacher(source, recipe.teacher, self.run_folder, first=self.rank == 0)
                 taught = load_trained(source)
                 self._check_prototypes(taught)
+                if chosen is not None:
+                    taught.backbone.load_state_dict(load_start(str(chosen), recipe).state_dict())
                 gram = self._frozen(taught)
                 self._continue(learner, source)
             self.teacher = Teacher(learner.average, recipe, hides=True, gram=gram)
         for sizes in recipe.crops.sizes():
-            if sizes.global_size % self.stride:
-                raise UserError(
-                    f"crops.global_size {sizes.global_size} is not a multiple of the teacher's patch size {self.stride}"
-                )
+            for name in ("global_size", "gram_size"):
+                if (size := getattr(sizes, name)) % self.stride:
+                    raise UserError(f"crops.{name} {size} is not a multiple of the teacher's patch size {self.stride}")
+        if recipe.stage == "gram":
+            self._check_gram_crops()
         self.scale = max(learner.scale for learner in self.learners)
         if recipe.stage == "distil":
             for learner in self.learners:
@@ -168,6 +173,16 @@ class Trainer:
                 raise UserError(
                     f"heads.{kind}.prototypes is {ours}, and the teacher's head has {theirs}; make them equal"
                 )
+
+    def _check_gram_crops(self) -> None:
+        """Raise :class:`UserError` where a Gram teacher's larger crops would show no more than the student's."""
+        larger = [each.gram_size for each in self.recipe.crops.sizes() if each.gram_size > each.global_size]
+        if larger and (side := int(np.median(self.images.shorter_sides()))) < max(larger):
+            raise UserError(
+                f"crops.gram_size is {max(larger)}, and half of the images are at most {side} pixels wide or high: the "
+                "Gram teacher would see no more than its student; take larger images, or make crops.gram_size equal to "
+                "crops.global_size"
+            )
 
     def _untrained(self, learner: Learner) -> None:
         """Export the network before its first step, the baseline of every evaluation."""

@@ -13,26 +13,30 @@ from training.data.evaluation_set import EvaluationSet
 from training.data.shards import Images
 from training.distributed import barrier, rank
 from training.models.build import Backbone
-from training.probes.features import Pixels
+from training.probes.features import Pixels, squash
 from training.probes.knn import KnnProbe
 from training.probes.label_free import Views, label_free_measures, make_views
+from training.probes.segmentation import SegmentationProbe
 from training.recipe import Recipe
 
 LIMIT = 2000
 """Labelled images of each split at most, evenly spread, so that the check stays short."""
+MASKED, MASK_STEPS = 100, 100
+"""Images with masks of each split at most, and steps of the head that is fitted to them."""
 
 
 class Probing:
     """``probing(backbone, side)``: measures by name. The first process computes, the others wait.
 
-    ``knn_top1`` of 10-NN where ``evaluation`` names a labelled set; ``patch_coherence`` and ``copy_retrieval`` on
-    images of the dataset itself, without labels.
+    ``knn_top1`` of 10-NN and ``segmentation_miou`` of a linear head where ``evaluation`` names a set with labels or
+    masks; ``patch_coherence`` and ``copy_retrieval`` on images of the dataset itself, without labels.
     """
 
     def __init__(self, recipe: Recipe, images: Images, evaluation: str | None, device: torch.device) -> None:
         self._recipe, self._images, self._device = recipe, images, device
         self._evaluation = EvaluationSet.open(evaluation) if evaluation and rank() == 0 else None
         self._probes: dict[int, KnnProbe] = {}
+        self._scenes: dict[int, SegmentationProbe] = {}
         self._views: dict[int, Views | None] = {}
 
     def __call__(self, backbone: Backbone, side: int) -> dict[str, float]:
@@ -42,7 +46,11 @@ class Probing:
             threads = torch.get_num_threads()
             torch.set_num_threads(os.cpu_count() or threads)
             try:
-                found = {**self._labelled(backbone, side), **self._label_free(backbone, side)}
+                found = {
+                    **self._labelled(backbone, side),
+                    **self._masked(backbone, side),
+                    **self._label_free(backbone, side),
+                }
             finally:
                 torch.set_num_threads(threads)
         barrier()
@@ -60,6 +68,19 @@ class Probing:
                 self._evaluation, self._preprocessing(side), k=10, device=str(self._device), limit=LIMIT
             )
         return {"knn_top1": self._probes[side](backbone)["knn_top1"]}
+
+    def _masked(self, backbone: Backbone, side: int) -> dict[str, float]:
+        if self._evaluation is None or not self._evaluation.has_masks:
+            return {}
+        if side not in self._scenes:
+            self._scenes[side] = SegmentationProbe(
+                self._evaluation,
+                squash(self._preprocessing(side)),
+                steps=MASK_STEPS,
+                limit=MASKED,
+                device=str(self._device),
+            )
+        return {"segmentation_miou": self._scenes[side](backbone)}
 
     def _label_free(self, backbone: Backbone, side: int) -> dict[str, float]:
         if side not in self._views:

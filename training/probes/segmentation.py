@@ -5,7 +5,7 @@ Head: BatchNorm on the patch features, 1x1 convolution, bilinear upsampling, cro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.data.evaluation_set import IGNORE
-from training.probes.features import grid_side
+from foundry.images import decode_image
+from training.data.evaluation_set import IGNORE, EvaluationSet, MaskedImage
+from training.probes.features import Backbone, Pixels, extract, grid_side
 
+LONGEST_SIDE = 640
+"""Pixels of a mask's longer side at most, where one is kept in memory."""
 _TRAIN_SCALE = 4
 """While fitting, logits are upsampled to this multiple of the patch grid (or the mask's size, if that is smaller) and
 compared with the mask's pixels at those places; scores are always taken at every pixel of the mask."""
@@ -150,3 +153,50 @@ def _scores(confusion: np.ndarray, predictions: list[np.ndarray]) -> Segmentatio
     miou = float(np.mean(list(iou.values()))) if iou else 0.0
     accuracy = float(right.sum() / max(confusion.sum(), 1))
     return SegmentationResult(miou, accuracy, iou, predictions)
+
+
+class SegmentationProbe:
+    """Linear segmentation of one model after another on the same set with masks: ``probe(model)`` is its mIoU.
+
+    Masks of more than :data:`LONGEST_SIDE` pixels are compared at every n-th. ``prepare`` shows the whole image, as a
+    square (:func:`features.squash`).
+    """
+
+    def __init__(
+        self,
+        evaluation: EvaluationSet,
+        prepare: Callable[[np.ndarray], np.ndarray],
+        *,
+        steps: int,
+        batch: int = 64,
+        device: str = "cpu",
+        limit: int = 0,
+    ) -> None:
+        self._steps, self._batch, self._device = steps, batch, device
+        self._classes = len(evaluation.mask_classes)
+        self._masks, self._pixels = {}, {}
+        for split in ("train", "test"):
+            rows = evaluation.segmentation(split)
+            if limit and len(rows) > limit:
+                rows = [rows[index * len(rows) // limit] for index in range(limit)]
+            self._masks[split] = [scaled_mask(evaluation, row) for row in rows]
+            self._pixels[split] = Pixels.of_files([row.name for row in rows], evaluation.read, prepare)
+
+    def __call__(self, model: Backbone) -> float:
+        """mIoU of a head fitted to ``model``'s patch features, a fraction."""
+        dense = {}
+        for split, pixels in self._pixels.items():
+            dense[split] = extract(model, pixels, patches=True, batch=self._batch, device=self._device).patches
+        assert dense["train"] is not None and dense["test"] is not None
+        masks = self._masks
+        return segmentation_probe(
+            dense["train"], masks["train"], dense["test"], masks["test"], classes=self._classes, steps=self._steps
+        ).miou
+
+
+def scaled_mask(evaluation: EvaluationSet, row: MaskedImage) -> np.ndarray:
+    """The mask of an image at its own size, or every n-th pixel of it: (H, W) uint8, at most :data:`LONGEST_SIDE`."""
+    scene = decode_image(evaluation.read(row.name))
+    mask = evaluation.read_mask(row, (scene.shape[0], scene.shape[1]))
+    every = -(-max(mask.shape) // LONGEST_SIDE)
+    return np.ascontiguousarray(mask[every // 2 :: every, every // 2 :: every])

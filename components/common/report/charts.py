@@ -12,7 +12,7 @@ from components.common.report.html import Cell, Markup, text
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a whole: ``css`` names its colour (``c0`` .. ``c6``)."""
+    """A part of a whole: ``css`` names its colour (``c0`` .. ``c7``)."""
 
     name: str
     value: float

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.compute as compute
 
 from components.curation.dataset import CuratedDataset
-from components.curation.report.reasons import BALANCE, COPIES, HELD_OUT, UNFIT, group_of
+from components.curation.report.reasons import BALANCE, COPIES, DELETED, HELD_OUT, UNFIT, group_of
 from components.curation.sampling import effective_number
 from components.curation.shards import KEY_DIGITS
 
@@ -24,7 +24,7 @@ _DRAWN_EXACTLY = 10**9
 """Above this many images numpy draws no hypergeometric sample, and a uniform sample has the shares of all of them."""
 
 _HELD_OUT = next(iter(HELD_OUT.reasons))
-_DECODED = (UNFIT, COPIES, HELD_OUT, BALANCE)
+_DECODED = (UNFIT, COPIES, HELD_OUT, DELETED, BALANCE)
 """Reasons of files that were decoded, whose size is known therefore."""
 
 

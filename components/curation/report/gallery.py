@@ -10,6 +10,7 @@ import numpy as np
 from components.common.report.html import Picture
 from components.curation.pool import Pool
 from components.curation.report.facts import Facts
+from components.curation.report.reasons import DELETED
 from components.curation.report.thumbnails import Album, find_files
 from foundry.errors import UserError
 from foundry.images import DecodeLimits
@@ -88,11 +89,11 @@ def _copied(facts: Facts, number: int) -> Copied:
 def _from_pool(
     facts: Facts, wanted: Sequence[int], album: Album, limits: DecodeLimits, pool: Pool
 ) -> dict[int, Picture]:
-    """Pictures of those rejected files that were decoded once and can be had."""
+    """Pictures of those rejected files that were decoded once and can be had, and were not deleted."""
     rows = sorted(set(wanted))
     files: dict[tuple[str, str], list[int]] = {}
     for row, values in zip(rows, facts.rejected(rows), strict=True):
-        if values["width"] is not None:
+        if values["width"] is not None and values["reason"] not in DELETED.reasons:
             files.setdefault((values["path"], values["sha256"]), []).append(row)
     pictures: dict[int, Picture] = {}
     try:

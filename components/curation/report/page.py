@@ -149,8 +149,11 @@ def _files(facts: Facts) -> Markup:
             meaning = group.reasons.get(reason, "")
             rows.append(row(code(plain(reason)), meaning, count, COLOURS[group.name], "" if place else "first"))
     rows.append(Row(["all", "", number(f"{facts.files:,}"), number(_share(1, 1)), "files in the pool"], "total"))
-    counted = facts.dataset.description["counts"].get("files", facts.files)
-    state = paragraph("Every file of the pool is in exactly one row. Reasons stand in the order of the work.", "note")
+    counts = facts.dataset.description["counts"]
+    absent = counts.get("absent_files", 0)
+    counted = counts.get("files", facts.files - absent) + absent
+    gone = f" {absent:,} of these files are no longer in the pool." if absent else ""
+    state = paragraph(f"Every file is in exactly one row. Reasons stand in the order of the work.{gone}", "note")
     if counted != facts.files:
         words = f"dataset.json counts {counted:,} files, its two tables hold {facts.files:,}."
         state = Markup(f'<div class="verdict failed"><strong>Not accounted for</strong>{text(words)}</div>')

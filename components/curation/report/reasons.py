@@ -52,12 +52,17 @@ HELD_OUT = Group(
     "are copies of images that models are measured on",
     {"evaluation-copy": "is a copy of an image of the evaluation set, or of a copy of one"},
 )
+DELETED = Group(
+    "deleted",
+    "show what was deleted from the dataset",
+    {"deleted": "was deleted from the dataset, or is a copy of what was"},
+)
 BALANCE = Group(
     "not drawn",
     "were not drawn, so that common concepts do not outweigh rare ones",
     {"balance": "was not drawn: its concept had enough"},
 )
-GROUPS = (UNREADABLE, UNFIT, COPIES, HELD_OUT, BALANCE)
+GROUPS = (UNREADABLE, UNFIT, COPIES, HELD_OUT, DELETED, BALANCE)
 OTHER = Group("other", "were left out for other reasons", {})
 """Of reasons that are in none of :data:`GROUPS`."""
 

@@ -53,13 +53,16 @@ def write_dataset(config: Settings, inputs: object, output: Path) -> dict[str, i
     with tarfile.open(output / "shards" / "shard-000000.tar", "w") as shard:
         for number in range(24):
             buffer = io.BytesIO()
-            Image.fromarray(draw.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(buffer, "JPEG")
+            Image.fromarray(draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, "JPEG")
             info = tarfile.TarInfo(f"{number:06d}.jpg")
             info.size = buffer.tell()
             offset = shard.offset + 512
             shard.addfile(info, io.BytesIO(buffer.getvalue()))
             rows.append({"key": f"{number:06d}", "shard": "shard-000000.tar", "offset": offset, "length": info.size})
-    parquet.write_table(arrow.Table.from_pylist([{**row, "weight": 1.0} for row in rows]), output / "samples.parquet")
+    parquet.write_table(
+        arrow.Table.from_pylist([{**row, "weight": 1.0, "width": 64, "height": 64} for row in rows]),
+        output / "samples.parquet",
+    )
     (output / "dataset.json").write_text(json.dumps({"schema": 1, "digests": {"content": "0" * 64}}))
     return {"images": 24}
 

@@ -8,6 +8,7 @@ import pytest
 from components.curation import neighbours
 from components.curation.candidates import (
     candidate_pairs,
+    descriptors,
     gradient_histograms,
     palette_descriptor,
     shape_descriptor,
@@ -20,6 +21,11 @@ def measured(pieces: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarr
     found = [measure(piece) for piece in pieces]
     hashes = np.array([item.hash for item in found], dtype=np.uint64)
     return np.stack([item.grey for item in found]), np.stack([item.colour for item in found]), hashes
+
+
+def pairs_of(pieces: list[np.ndarray], neighbours: int, fresh: np.ndarray | None = None) -> np.ndarray:
+    grey, colour, hashes = measured(pieces)
+    return candidate_pairs(descriptors(grey, colour), hashes, neighbours, fresh=fresh)
 
 
 def test_gradient_histograms_pixel_by_pixel() -> None:
@@ -50,7 +56,7 @@ def test_pairs_are_sorted_unique_and_hold_every_kind_of_copy() -> None:
     grey_copy = np.repeat(pieces[0].mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
     framed = np.pad(pieces[1], ((8, 8), (8, 8), (0, 0)), constant_values=255)
     mirrored = np.ascontiguousarray(pieces[2][:, ::-1])
-    pairs = candidate_pairs(*measured([*pieces, grey_copy, framed, mirrored]), neighbours=5)
+    pairs = pairs_of([*pieces, grey_copy, framed, mirrored], 5)
     codes = list(map(tuple, pairs.tolist()))
     assert codes == sorted(set(codes)) and all(i < j for i, j in codes)
     assert {(0, 40), (1, 41), (2, 42)} <= set(codes)
@@ -66,7 +72,8 @@ def test_candidates_are_the_nearest_by_both_descriptors() -> None:
         index = NearestNeighbors(n_neighbors=6, metric="cosine").fit(rows).kneighbors(return_distance=False)
         expected |= {(min(i, j), max(i, j)) for i, others in enumerate(index.tolist()) for j in others}
     for threads in (1, 3):
-        assert set(map(tuple, candidate_pairs(grey, colour, hashes, 6, threads).tolist())) == expected
+        found = candidate_pairs(descriptors(grey, colour, threads), hashes, 6, threads)
+        assert set(map(tuple, found.tolist())) == expected
 
 
 def test_of_a_large_pool_almost_all_candidates_are_found_without_comparing_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,8 +83,7 @@ def test_of_a_large_pool_almost_all_candidates_are_found_without_comparing_all(m
         np.clip(np.kron(concept, np.ones((8, 8, 1))) + generator.normal(size=(64, 64, 3)) * 40, 0, 255).astype(np.uint8)
         for concept in np.repeat(concepts, 12, axis=0)
     ]
-    images = measured(pieces)
-    exact = set(map(tuple, candidate_pairs(*images, neighbours=8).tolist()))
+    exact = set(map(tuple, pairs_of(pieces, 8).tolist()))
     monkeypatch.setattr(neighbours, "EXACT", 500)
     monkeypatch.setattr(neighbours, "FIRST", 32)
     searched, compared = neighbours.neighbours, []
@@ -88,7 +94,7 @@ def test_of_a_large_pool_almost_all_candidates_are_found_without_comparing_all(m
         return found
 
     monkeypatch.setattr(neighbours, "neighbours", counting)
-    found = set(map(tuple, candidate_pairs(*images, neighbours=8).tolist()))
+    found = set(map(tuple, pairs_of(pieces, 8).tolist()))
     assert len(compared) == 2 and max(compared) < 0.7
     assert len(found & exact) >= 0.98 * len(exact)
 
@@ -97,9 +103,25 @@ def test_plain_copies_are_tied_together_even_beyond_the_neighbours() -> None:
     from components.curation.duplicates import connected_components
 
     pieces = [crops(1)[0]] * 12
-    pairs = candidate_pairs(*measured(pieces), neighbours=1)
+    pairs = pairs_of(pieces, 1)
     assert len(set(connected_components(12, pairs).tolist())) == 1
 
 
 def test_nothing_to_compare() -> None:
-    assert candidate_pairs(*measured(crops(1)), neighbours=5).shape == (0, 2)
+    assert pairs_of(crops(1), 5).shape == (0, 2)
+
+
+def test_only_pairs_with_a_fresh_image_are_found_and_all_those_that_it_has_near_it() -> None:
+    pieces = [*crops(30), crops(1)[0]]
+    fresh = np.arange(31) >= 28
+    found = pairs_of(pieces, 4, fresh)
+    assert fresh[found].any(axis=1).all() and (0, 30) in set(map(tuple, found.tolist()))
+    described = descriptors(*measured(pieces)[:2])
+    both = described / np.linalg.norm(described, axis=1, keepdims=True)
+    expected = {(0, 30)}  # of equal difference hash
+    for rows in (described[:, :64], both):
+        for number in np.flatnonzero(fresh):
+            order = np.argsort(-(rows @ rows[number]))
+            expected |= {tuple(sorted((number, other))) for other in order[order != number][:4].tolist()}
+    assert set(map(tuple, found.tolist())) == expected
+    assert pairs_of(pieces, 4, np.zeros(31, bool)).shape == (0, 2)

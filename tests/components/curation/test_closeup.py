@@ -11,14 +11,16 @@ from components.curation.duplicates import same_closely
 from tests.components.curation.pictures import photograph
 
 IDENTITY = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
+GRAPHIC = np.array([0.6])
 PHOTO = photograph("coffee.png")[:360, :360]
 
 
-def chart(label: str = "y1", line: bool = False, side: int = 300) -> np.ndarray:
+def chart(label: str = "y1", line: bool = False, side: int = 300, last: str = "steelblue") -> np.ndarray:
     image = Image.new("RGB", (300, 300), "white")
     draw = ImageDraw.Draw(image)
     for place, height in enumerate((90, 160, 120, 210, 60)):
-        draw.rectangle((40 + 50 * place, 260 - height, 80 + 50 * place, 260), fill="steelblue")
+        colour = last if place == 4 else "steelblue"
+        draw.rectangle((40 + 50 * place, 260 - height, 80 + 50 * place, 260), fill=colour)
     draw.line((30, 20, 30, 260, 290, 260), fill="black", width=2)
     draw.text((50, 258), label, fill="black", font=ImageFont.load_default(36))
     if line:
@@ -50,15 +52,37 @@ COPIES = {
 def test_a_copy_of_a_chart_differs_little(kind: str) -> None:
     seen = between(chart(), COPIES[kind])
     assert seen.largest[0] < 0.4
-    assert same_closely(seen, np.array([0.45]))[0]
-    assert same_closely(between(COPIES[kind], chart()), np.array([0.45]))[0]
+    assert same_closely(seen, np.array([0.45]), GRAPHIC)[0]
+    assert same_closely(between(COPIES[kind], chart()), np.array([0.45]), GRAPHIC)[0]
 
 
 @pytest.mark.parametrize("other", [chart("x2"), chart(line=True), jpeg(chart("y7"))])
 def test_another_letter_or_line_is_seen(other: np.ndarray) -> None:
     seen = between(chart(), other)
     assert seen.largest[0] > 0.45
-    assert not same_closely(seen, np.array([0.45]))[0]
+    assert not same_closely(seen, np.array([0.45]), GRAPHIC)[0]
+
+
+def test_another_colour_of_the_same_luminance_is_seen() -> None:
+    violet = chart(last="#a058c0")  # its luminance is that of the blue to within 2 levels
+    seen = between(chart(), violet)
+    assert seen.largest[0] < 0.4 and seen.tint[0] > 50
+    assert not same_closely(seen, np.array([0.45]), GRAPHIC)[0]
+    assert same_closely(seen, np.array([0.45]), np.array([0.1]))[0], "of photographs colours are not asked so closely"
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "half"])
+def test_copies_have_the_colours_of_their_originals(kind: str) -> None:
+    seen = between(chart(), COPIES[kind])
+    assert seen.tint[0] < 20 and seen.tint_gain[0] == pytest.approx(1, abs=0.05)
+
+
+def test_colour_is_not_asked_for_where_one_is_grey_or_relit() -> None:
+    grey = between(chart(), COPIES["grey"])
+    assert (grey.tint[0], grey.tint_gain[0]) == (0, 1)
+    pale = (255 - (255 - chart(last="#a058c0").astype(np.float32)) * 0.7).astype(np.uint8)
+    assert between(chart(), pale).tint_gain[0] == pytest.approx(0.7, abs=0.05)
+    assert same_closely(between(chart(), pale), np.array([0.45]), GRAPHIC)[0]
 
 
 def test_a_watermark_is_told_from_a_change() -> None:
@@ -71,10 +95,10 @@ def test_a_watermark_is_told_from_a_change() -> None:
     assert marked.largest[0] > 0.45
     assert marked.one_sided[0] > 0.9
     assert marked.spread[0] > 0.7
-    assert same_closely(marked, np.array([0.45]))[0]
+    assert same_closely(marked, np.array([0.45]), GRAPHIC)[0]
     strange = between(PHOTO, photograph("chelsea.png")[:300, :360])
     assert strange.one_sided[0] < 0.9
-    assert not same_closely(strange, np.array([0.45]))[0]
+    assert not same_closely(strange, np.array([0.45]), GRAPHIC)[0]
 
 
 def test_an_alignment_is_taken_and_improved() -> None:
@@ -90,14 +114,16 @@ def test_the_gain_is_that_of_the_template_over_the_source() -> None:
     darker = (PHOTO * 0.6).astype(np.uint8)
     assert between(PHOTO, darker).gain[0] == pytest.approx(0.6, abs=0.03)
     assert between(darker, PHOTO).gain[0] == pytest.approx(1 / 0.6, abs=0.1)
-    assert not same_closely(between(darker, PHOTO), np.array([0.45]))[0], "more than MAX_GAIN"
+    assert not same_closely(between(darker, PHOTO), np.array([0.45]), GRAPHIC)[0], "more than MAX_GAIN"
 
 
 def test_plain_pictures_and_no_pairs() -> None:
     seen = between(np.full((80, 80, 3), 90, np.uint8), np.full((80, 80, 3), 90, np.uint8))
-    assert seen.largest[0] == 0 and not same_closely(seen, np.array([0.45]))[0], "nothing to agree in: no gain"
+    assert seen.largest[0] == 0 and not same_closely(seen, np.array([0.45]), GRAPHIC)[0], "nothing to agree in: no gain"
     none = np.zeros(0, np.int64)
-    empty = differences(np.zeros((1, SIDE, SIDE), np.uint8), np.ones((1, 2)), none, none, none > 0, IDENTITY[None][:0])
+    empty = differences(
+        np.zeros((1, SIDE, SIDE, 3), np.uint8), np.ones((1, 2)), none, none, none > 0, IDENTITY[None][:0]
+    )
     assert len(empty.largest) == len(empty.gain) == 0
 
 

@@ -59,7 +59,7 @@ def test_closeups_come_in_order_and_are_plain_where_there_is_none() -> None:
     with DecodeWorkers(DecodeConfig(workers=2), closeups=True) as workers:
         found = list(workers.closeups(PoolFile(f"{number}.png", data) for number, data in enumerate(datas)))
     for closeup, data in zip(found, datas, strict=True):
-        expected = np.zeros((SIDE, SIDE), np.uint8) if data == datas[1] else take(decode_image(data))
+        expected = np.zeros((SIDE, SIDE, 3), np.uint8) if data == datas[1] else take(decode_image(data))
         np.testing.assert_array_equal(closeup, expected)
 
 

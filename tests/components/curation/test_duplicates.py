@@ -229,6 +229,13 @@ def test_a_grey_picture_does_not_join_pictures_that_differ_in_colour_alone() -> 
     assert without_bridges(np.zeros((0, 2), np.int64), coloured).shape == (0, 2)
 
 
+def test_a_grey_copy_of_earlier_joins_no_other_coloured_picture() -> None:
+    coloured = np.array([True, False, True, False])
+    pairs, before = np.array([(1, 2), (1, 3)]), np.array([(1, 0)])
+    assert without_bridges(pairs, coloured, before).tolist() == [[1, 3]]
+    assert without_bridges(pairs, coloured).tolist() == [[1, 3], [1, 2]]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_components_against_a_search_through_the_graph(seed: int) -> None:
     generator = np.random.default_rng(seed)

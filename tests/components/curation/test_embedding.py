@@ -20,12 +20,12 @@ def test_principal_components_equal_scikit_learns(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(embedding, "SUM_BLOCK", 50)
     generator = np.random.default_rng(0)
     rows = (generator.normal(size=(230, 12)) * np.arange(1, 13) + 5).astype(np.float32)
-    ours = Projection(rows, 5)(rows)
+    ours = Projection.fit(rows, 5)(rows)
     theirs = PCA(5, svd_solver="full").fit_transform(rows.astype(np.float64))
     signs = np.sign((ours * theirs).sum(axis=0))
     np.testing.assert_allclose(ours, theirs * signs, atol=1e-3)
     for threads in (1, 3):
-        np.testing.assert_array_equal(ours, Projection(rows, 5, threads)(rows, threads))
+        np.testing.assert_array_equal(ours, Projection.fit(rows, 5, threads)(rows, threads))
 
 
 def test_vectors_are_of_unit_length_and_at_most_so_many() -> None:
@@ -53,3 +53,5 @@ def test_later_images_are_seen_in_the_components_of_the_first() -> None:
     descriptor = Descriptor(8)
     first = descriptor(grey, colour)
     np.testing.assert_allclose(descriptor(grey[5:9], colour[5:9]), first[5:9], atol=1e-6)
+    found_before = Descriptor(8, descriptor.projection)
+    np.testing.assert_array_equal(found_before(grey, colour), first)

@@ -39,6 +39,7 @@ OWN_REASONS = {
     "same-pixels",
     "near-duplicate",
     "evaluation-copy",
+    "deleted",
     "balance",
 }
 
@@ -106,6 +107,7 @@ def test_a_messy_pool_becomes_a_dataset(pool: Path, tmp_path: Path) -> None:
     shards = set(dataset.samples["shard"].to_pylist())
     tables = {"dataset.json", "samples.parquet", "rejected.parquet", "report.html"}
     expected = {*tables, *(f"shards/{name}" for name in shards)}
+    expected |= {f"index/{name}" for name in dataset.description["index"]["files"]}
     assert set(files_of(tmp_path)) == expected
 
 
@@ -319,7 +321,7 @@ def test_the_step_says_what_it_is() -> None:
     assert STEP.name == "curation" and STEP.config is CurationConfig and STEP.pure
     assert [(spec.name, spec.required) for spec in STEP.inputs] == [
         ("pool", True),
-        *((name, False) for name in ("evaluation", "backbone", "embeddings", "seeds", "raw")),
+        *((name, False) for name in ("evaluation", "backbone", "embeddings", "seeds", "raw", "previous")),
     ]
 
 

@@ -18,7 +18,7 @@ from training.engine.exports import latest_export
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("curated") / "dataset")
+    return write_dataset(tmp_path_factory.mktemp("curated") / "dataset", side=64)
 
 
 @pytest.fixture(scope="module")
