@@ -13,7 +13,7 @@ import pytest
 from tests.e2e.checkout import make_checkout
 
 pytestmark = pytest.mark.timeout(600)
-OTHERS = ("evaluation", "backbone", "embeddings", "seeds", "raw")
+OTHERS = ("evaluation", "backbone", "embeddings", "seeds", "raw", "previous")
 """Inputs of curation beside the pool."""
 KFP = f"""
 import sys

@@ -235,6 +235,7 @@ def test_curves_leave_out_what_is_not_a_number(tmp_path):
 
 def test_large_images_and_masks_are_kept_small(line, tmp_path, monkeypatch):
     monkeypatch.setattr("components.evaluation.measure.LONGEST_SIDE", 16)
+    monkeypatch.setattr("training.probes.segmentation.LONGEST_SIDE", 16)
     evaluation = EvaluationSet.open(str(write_labelled_set(tmp_path / "set")))
     material = Material(SMALL, ShardDataset(line["dataset"]), evaluation)
     assert all(min(image.shape[:2]) == 16 for image in material.images)
