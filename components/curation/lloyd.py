@@ -14,6 +14,7 @@ more time than they save.
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from components.curation.scores import Table, tile_shape
 
 READ = 512
 """Rows read at a time to find the largest coordinate."""
+SUMMED = 1024
+"""Rows that a thread adds to the sums at a time, at most."""
 LARGEST = 2.0**50
 """Coordinates below it have squares that can be summed in float32."""
 
@@ -33,7 +36,8 @@ LARGEST = 2.0**50
 class Lloyd:
     """The state of an iteration: ``centroids`` (k, d) float32 and the clusters of this process's rows, ``own``.
 
-    Memory: 4 bytes a row, 30 bytes a coordinate of the centroids, and in each thread about four tiles.
+    Memory: 4 bytes a row, 30 bytes a coordinate of the centroids, and in each thread about four tiles, 16 bytes a
+    coordinate of ``SUMMED`` rows, and sums of its own where these fit into what a thread may take.
     """
 
     def __init__(self, points: Rows, compute: Compute, run: Run, *, spherical: bool = False) -> None:
@@ -53,18 +57,27 @@ class Lloyd:
         """Start from ``centroids`` (k, d). Without ``sums`` they can only be assigned to."""
         self.centroids = centroids.to(self._device, torch.float32)
         self._tile = tile_shape(self._compute.table, self._points.dimensions, len(centroids), self._compute.block)
-        self._scratch = threading.local()
         self._sums = torch.zeros_like(self.centroids, dtype=torch.float64) if sums else None
+        self._thread = threading.local()
+        self._threads_sums: list[Tensor] = []
         self.assignment.fill_(-1)
 
     def assign(self) -> int:
         """Assign every row to its nearest centroid; returns how many rows of all processes changed cluster."""
         table = Table(self.centroids, *self._tile)
+        summed = max(1, min(SUMMED, self._compute.memory // (64 * self._points.dimensions)))  # takes a fourth of it
 
         def work(span: slice) -> int:
-            return sum(self._assigned(rows, table.nearest(self._loaded(rows))) for rows in self._slices(span))
+            # all products before all sums: each of them fills the cache with its own
+            new = torch.cat([table.nearest(self._loaded(rows)) for rows in self._slices(span)])
+            parts = _parts(span, summed)
+            return sum(self._assigned(rows, new[rows.start - span.start : rows.stop - span.start]) for rows in parts)
 
         changed = torch.tensor([sum(self._run(work, self._spans))])
+        for sums in self._threads_sums:
+            assert self._sums is not None
+            self._sums += sums
+            sums.zero_()
         return int(self._compute.sum(changed).item())
 
     def update(self) -> None:
@@ -111,12 +124,21 @@ class Lloyd:
         return _parts(span, self._tile[0])
 
     def _loaded(self, rows: slice) -> Tensor:
-        """These rows with a 1 appended, (r, d + 1), in memory of this thread."""
-        if not hasattr(self._scratch, "x"):
-            self._scratch.x = torch.ones(self._tile[0], self._points.dimensions + 1, device=self._device)
-        x: Tensor = self._scratch.x[: rows.stop - rows.start]
-        x[:, :-1] = self._points.read(rows)
-        return x
+        """These rows, (r, d), on the device."""
+        return self._points.read(rows).to(self._device)
+
+    def _own_sums(self) -> Tensor | None:
+        """Sums that only this thread adds to: they are exact, so that they may be put together in any order. None
+        where the clusters are too many for each thread to have some."""
+        assert self._sums is not None
+        if 8 * self._sums.numel() > self._compute.memory // 8:
+            return None
+        if getattr(self._thread, "of", None) is not self._sums:
+            self._thread.of, self._thread.sums = self._sums, torch.zeros_like(self._sums)
+            with self._lock:
+                self._threads_sums.append(self._thread.sums)
+        found: Tensor = self._thread.sums
+        return found
 
     def _assigned(self, rows: slice, new: Tensor) -> int:
         """Record where ``rows`` belong; returns how many changed."""
@@ -126,10 +148,12 @@ class Lloyd:
             x = self._points.read((changed + rows.start).cpu().numpy()).to(self._device)
             units = (x * self._scale).round_().double()
             old_of_changed = old[changed]
-            with self._lock:
-                self._sums.index_add_(0, new[changed], units)
+            own = self._own_sums()
+            with self._lock if own is None else nullcontext():
+                sums = self._sums if own is None else own
+                sums.index_add_(0, new[changed], units)
                 if int(old_of_changed[0]) >= 0:  # in the first pass no row has a cluster
-                    self._sums.index_add_(0, old_of_changed, units, alpha=-1)
+                    sums.index_add_(0, old_of_changed, units, alpha=-1)
         self.assignment[rows] = new.to(torch.int32)
         return len(changed)
 

@@ -1,7 +1,7 @@
 """The nearest centroid of each of some rows: a table of scores in tiles of the size of a core's cache.
 
-The nearest centroid c of a row x is that of largest x . c - |c|^2 / 2. Rows have a 1 appended and centroids their
--|c|^2 / 2, so that one matrix product gives these scores; the maxima of a tile are taken while it lies in the cache.
+The nearest centroid c of a row x is that of largest x . c - |c|^2 / 2: a matrix product of the rows as they lie in
+memory, and a bias for each centroid. Both, and the maxima of a tile, are computed while it lies in the cache.
 Where torch has MKL, centroids are brought once a pass into the order in which its product reads them, which every tile
 would else do again.
 """
@@ -21,7 +21,7 @@ def tile_shape(numbers: int, dimensions: int, clusters: int, most_rows: int) -> 
     """(rows, columns) of a tile of at most ``numbers`` scores; the rows with their coordinates are no more either."""
     widest = max(GRAIN, numbers // ROWS)
     columns = -(-clusters // -(-clusters // widest))
-    rows = max(GRAIN, numbers // max(columns, dimensions + 1) // GRAIN * GRAIN)
+    rows = max(GRAIN, numbers // max(columns, dimensions) // GRAIN * GRAIN)
     return min(rows, most_rows), columns
 
 
@@ -33,22 +33,21 @@ class Table:
     """``centroids`` (k, d), compared with at most ``rows`` rows at a time, ``columns`` centroids at a time."""
 
     def __init__(self, centroids: Tensor, rows: int, columns: int) -> None:
-        lengths = centroids.square().sum(dim=1, keepdim=True)
-        self._parts = torch.cat([centroids, lengths / -2], dim=1).split(columns)
+        self._parts = centroids.contiguous().split(columns)
+        self._bias = (centroids.square().sum(dim=1) / -2).split(columns)
         self._rows = rows
         self._packed: list[Tensor] | None = None
         if _packs(centroids.device):
             self._packed = [torch.ops.mkl._mkl_reorder_linear_weight(part, rows) for part in self._parts]
 
     def nearest(self, x: Tensor) -> Tensor:
-        """The numbers (r,) int64 of the centroids nearest to ``x`` (r, d + 1), rows with a 1 appended; of equally near
-        ones the first."""
+        """The numbers (r,) int64 of the centroids nearest to ``x`` (r, d); of equally near ones the first."""
         start, best, nearest = 0, None, None
-        for number, part in enumerate(self._parts):
+        for number, (part, bias) in enumerate(zip(self._parts, self._bias, strict=True)):
             if self._packed and len(x) == self._rows:
-                scores = torch.ops.mkl._mkl_linear(x, self._packed[number], part, None, self._rows)
+                scores = torch.ops.mkl._mkl_linear(x, self._packed[number], part, None, self._rows).add_(bias)
             else:
-                scores = torch.mm(x, part.T)
+                scores = torch.addmm(bias, x, part.T)
             index = _largest(scores)
             if len(self._parts) == 1:
                 return index

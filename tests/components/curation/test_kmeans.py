@@ -60,9 +60,8 @@ def test_the_nearest_centroid_is_the_first_of_the_nearest_whatever_the_tile(rows
     centroids[[7, 20, 49]] = centroids[3]
     x = np.concatenate([centroids, generator.normal(size=(rows, 9)).astype(np.float32)])[-rows:]
     x[0] = centroids[49]
-    appended = torch.from_numpy(np.pad(x, ((0, 0), (0, 1)), constant_values=1))
     for columns in (50, 17, 3):
-        found = Table(torch.from_numpy(centroids), 16, columns).nearest(appended)
+        found = Table(torch.from_numpy(centroids), 16, columns).nearest(torch.from_numpy(x))
         assert found[0] == 3
         np.testing.assert_array_equal(found.numpy(), distances(x, centroids).argmin(axis=1))
 
