@@ -15,7 +15,6 @@ from components.curation.config import DecodeConfig
 from components.curation.decoding import Decoded
 from components.curation.measurement import Measurement
 from components.curation.pool import Pool, PoolFile
-from components.curation.pool.digests import content_digest
 from components.curation.pool.stored import StoredFile
 from components.curation.scan import Scan, joined, scan_of, scan_pool, scan_schema, scan_table
 from foundry.settings import digest_of
@@ -78,9 +77,8 @@ class Measured:
         return cls(scan_of(scan_schema().empty_table()), [], [])
 
 
-def measured(pool: Pool, scan: Scan) -> Measured:
-    """``scan``, that of the whole ``pool``, with the origin of its files."""
-    stored = list(content_digest(pool.stored()))
+def measured(stored: Sequence[tuple[str, str]], scan: Scan) -> Measured:
+    """``scan``, that of all files of a pool with the contents ``stored``, with their origin."""
     found = _origins(scan.path, stored)
     stamps = {name: "" if stamp.startswith("unreadable") else stamp for name, stamp in stored}
     for name, count in Counter(name for name, _ in stored).items():
@@ -155,17 +153,23 @@ class Recall:
 
 
 def measure_again(
-    pool: Pool, pool_digest: str, config: DecodeConfig, past: Measured, folder: Path
+    pool: Pool,
+    contents: Sequence[tuple[str, str]],
+    pool_digest: str,
+    config: DecodeConfig,
+    past: Measured,
+    folder: Path,
 ) -> tuple[Measured, np.ndarray]:
     """(the files of ``pool`` now, for each of them its row in ``past``: that of the same path and bytes, or -1).
+    ``contents`` and ``pool_digest`` are the pool's.
 
     A stored file of the name and content of before is not opened; of the others, files of known bytes are not
     decoded.
     """
     if not len(past):
-        found = measured(pool, scan_pool(pool, pool_digest, config, folder))
+        found = measured(contents, scan_pool(pool, pool_digest, config, folder))
         return found, np.full(len(found), -1)
-    stored = list(content_digest(pool.stored()))
+    stored = contents
     times = Counter(name for name, _ in stored)
     before: dict[tuple[str, str], list[int]] = {}
     for row, (name, stamp) in enumerate(zip(past.stored, past.stamp, strict=True)):
@@ -175,7 +179,10 @@ def measure_again(
     if pool.kind == "files" and len(times) < len(stored):  # archives of one name: only the order tells their members
         same = frozenset()
     rest = PartOfPool(pool.url, pool.kind, same, others=True)
-    fresh = measured(rest, scan_pool(rest, digest_of([pool_digest, sorted(same)]), config, folder, Recall(past.scan)))
+    of_rest = [(name, stamp) for name, stamp in stored if name not in same]
+    fresh = measured(
+        of_rest, scan_pool(rest, digest_of([pool_digest, sorted(same)]), config, folder, Recall(past.scan))
+    )
     order: list[int] = []
     passed = 0
     for name, stamp in stored:

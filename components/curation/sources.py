@@ -41,8 +41,9 @@ def read_again(
     """As :func:`read_source`, of a pool whose files were ``past``: also the files with their origin, and of each its
     row in ``past`` or -1 (:func:`measured.measure_again`)."""
     pool = open_pool(url)
-    digest = pool.digest()
-    files, known = measure_again(pool, digest, config.decode, past, _folder(work, name))
+    contents = list(pool.contents())
+    digest = pool.digest(contents)
+    files, known = measure_again(pool, contents, digest, config.decode, past, _folder(work, name))
     return Source(name, "", pool, digest, files.scan), files, known
 
 

@@ -37,16 +37,16 @@ class _Memory:
             )
             self._database = database
 
-    def sha256(self, path: Path) -> str:
-        status = path.stat()
-        name = os.fsencode(path.absolute())  # any bytes may stand in a name
+    def sha256(self, path: str) -> str:
+        status = os.stat(path)
+        name = os.fsencode(os.path.abspath(path))  # any bytes may stand in a name
         if self._database is not None:
             with contextlib.suppress(sqlite3.Error):
                 query = "select sha256 from digests where path = ? and size = ? and mtime = ?"
                 row = self._database.execute(query, (name, status.st_size, status.st_mtime_ns)).fetchone()
                 if row is not None:
                     return str(row[0])
-        digest = sha256_of_file(path)
+        digest = sha256_of_file(Path(path))
         if time.time_ns() - status.st_mtime_ns > SETTLED_NS:
             self._fresh.append((name, status.st_size, status.st_mtime_ns, digest))
             if len(self._fresh) >= FLUSH:

@@ -51,6 +51,8 @@ class Member:
 
 def printable(name: str | bytes) -> str:
     """``name`` as valid UTF-8 text: bytes that are none appear as ``\\xNN``."""
+    if isinstance(name, str) and name.isascii():
+        return name
     raw = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
     return raw.decode("utf-8", "backslashreplace")
 

@@ -57,10 +57,14 @@ class Pool:
         """Number of files, found without reading those that lie beside each other."""
         return sum(1 for _ in chain.from_iterable(map(self._members, self.stored())))
 
-    def digest(self) -> str:
-        """sha256 over (path, content digest) of the files it is stored in; see :mod:`digests` for remote ones."""
+    def contents(self) -> Iterator[tuple[str, str]]:
+        """(path, content digest) of the files it is stored in; see :mod:`digests` for remote ones."""
+        return content_digest(self.stored())
+
+    def digest(self, contents: Iterable[tuple[str, str]] | None = None) -> str:
+        """sha256 over its :meth:`contents`, which may be given."""
         digest = hashlib.sha256(f"pool {self.kind}\n".encode())
-        for path, content in content_digest(self.stored()):
+        for path, content in self.contents() if contents is None else contents:
             digest.update(f"{path}\0{content}\n".encode())
         if self.kind == "manifest":
             digest.update(next(content_digest([Location.of(self.url).file()]))[1].encode())

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import parse_qs
@@ -27,7 +28,7 @@ class StoredFile:
     size: int | None
     open: Callable[[], BinaryIO]
     facts: tuple[str, ...] = ()
-    local: Path | None = None
+    local: str | None = None
     problem: str = ""
 
     def read(self, limit: int) -> bytes:
@@ -77,13 +78,13 @@ class Location:
     def file(self) -> StoredFile:
         """This location as one stored file, its path empty."""
         if self.local is not None:
-            return _local_file("", self.local)
+            return _local_file("", str(self.local), self.local.stat)
         return _remote_file(self.system, "", self.path, self.system.info(self.path))
 
     def tree(self) -> Iterator[StoredFile]:
         """Every file below this folder, ordered by path components."""
         if self.local is not None:
-            yield from _walk_local(self.local, "", ())
+            yield from _walk_local(str(self.local), "", ())
         else:
             yield from _walk_remote(self.system, self.path, "")
 
@@ -110,18 +111,26 @@ def _dvc(url: str) -> tuple[Any, str]:
     return system, "/" + path.strip("/")
 
 
-def _local_file(name: str, path: Path) -> StoredFile:
+def _open(path: str) -> BinaryIO:
+    return open(path, "rb")
+
+
+def _local_file(name: str, path: str, look: Callable[[], os.stat_result]) -> StoredFile:
+    """The file at ``path``, of which ``look`` gives the state."""
     try:
-        status = path.stat()
+        status = look()
     except OSError as error:
-        return StoredFile(name, None, lambda: path.open("rb"), problem=error.strerror or str(error), local=path)
+        return StoredFile(name, None, partial(_open, path), problem=error.strerror or str(error), local=path)
     problem = "" if stat.S_ISREG(status.st_mode) else "neither a file nor a folder"
-    return StoredFile(name, status.st_size, lambda: path.open("rb"), local=path, problem=problem)
+    return StoredFile(name, status.st_size, partial(_open, path), local=path, problem=problem)
 
 
-def _walk_local(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[StoredFile]:
-    """Files below ``folder``; links to folders are followed, but never into a folder that is being walked."""
-    status = folder.stat()
+def _walk_local(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[StoredFile]:
+    """Files below ``folder``; links to folders are followed, but never into a folder that is being walked.
+
+    Paths stay plain strings: a pool is listed several times, and may have millions of files.
+    """
+    status = os.stat(folder)
     identity = (status.st_dev, status.st_ino)
     if identity in above:
         return
@@ -132,11 +141,10 @@ def _walk_local(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -
         raise UserError(f"{folder}: permission denied; check the owner and mode of the folder") from None
     for entry in entries:
         name = prefix + printable(entry.name)
-        path = Path(entry.path)
         if entry.is_dir():
-            yield from _walk_local(path, name + "/", (*above, identity))
+            yield from _walk_local(entry.path, name + "/", (*above, identity))
         else:
-            yield _local_file(name, path)
+            yield _local_file(name, entry.path, entry.stat)
 
 
 def _walk_remote(system: Any, folder: str, prefix: str) -> Iterator[StoredFile]:

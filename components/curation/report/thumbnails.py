@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import os
 from collections.abc import Collection, Iterable, Iterator
 
 from components.common.report.html import Picture
@@ -91,11 +92,11 @@ def _read(pool: Pool, paths: Collection[str], holders: Collection[str], max_byte
             continue
         if stored.path in paths:
             yield load(Member(stored.path, stored.size, stored.read), max_bytes)
-        elif stored.path in holders and stored.local.is_file() and stored.size <= left:
+        elif stored.path in holders and os.path.isfile(stored.local) and stored.size <= left:
             left -= stored.size
-            kind: Kind = "archive" if is_archive(stored.local.name) else "parquet"
+            kind: Kind = "archive" if is_archive(stored.local) else "parquet"
             try:
-                for file in Pool(str(stored.local), kind).files(0, max_bytes):
+                for file in Pool(stored.local, kind).files(0, max_bytes):
                     yield PoolFile(f"{stored.path}/{file.path}" if stored.path else file.path, file.data)
             except (UserError, ValueError, OSError):  # damaged from here on, as it was when it was curated
                 continue
