@@ -45,6 +45,15 @@ def mean_over_ranks(tensor: Tensor, group: dist.ProcessGroup | None = None) -> T
     return sum_over_ranks(tensor, group).div_(world_size(group)) if world_size(group) > 1 else tensor
 
 
+def merged_over_ranks(values: dict[str, float]) -> dict[str, float]:
+    """The entries of all processes in one mapping; those of later processes count where several have a name."""
+    if world_size() == 1:
+        return values
+    found: list[dict[str, float]] = [{}] * world_size()
+    dist.all_gather_object(found, values)
+    return {name: value for each in found for name, value in each.items()}
+
+
 def gather_rows(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """The rows (n, ...) of every rank under each other in rank order: (ranks * n, ...). The same n on every rank.
 

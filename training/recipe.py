@@ -298,6 +298,9 @@ class Student(Settings):
     """Architecture, as ``model`` of the recipe."""
     learning_rate_factor: Positive = 1.0
     """Times the recipe's learning rate."""
+    processes: Annotated[int, Field(ge=0)] = 0
+    """Processes that train this student alone, while all share the teacher's pass; together as many as the run has. 0,
+    for all students: every process trains all of them in turn."""
 
 
 class Cadence(Settings):
@@ -404,6 +407,10 @@ class Recipe(Settings):
             raise ValueError("stage distil needs at least one entry in 'students'")
         if self.stage != "distil" and self.students:
             raise ValueError(f"'students' belong to stage distil, not to {self.stage}")
+        if any(student.processes for student in self.students) and not all(each.processes for each in self.students):
+            raise ValueError("students: give each of them processes, or none")
+        if any(self.batch < student.processes * self.accumulate for student in self.students):
+            raise ValueError(f"batch {self.batch} is too small for the processes of a student")
         if len({student.name for student in self.students}) != len(self.students):
             raise ValueError("two students have the same name")
         if self.losses.dino_same_crop and self.stage != "distil":

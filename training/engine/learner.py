@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from training.data.sampler import share
-from training.distributed import world_size
 from training.engine.checkpoint import module_state, optimiser_state
 from training.engine.low_rank import add_low_rank
 from training.engine.optimiser import build_optimiser, clip_gradients, move_average, set_schedules
@@ -55,18 +54,20 @@ class Network(nn.Module):
         masks: Sequence[Tensor | None] | None = None,
         wanted: Tensor | None = None,
         draws: StepDraws | None = None,
+        only: Literal["bottleneck"] | None = None,
     ) -> Output:
         """Features and scores of ``crops``, a list of (B, C, H, W).
 
         ``wanted``: (n,) flat positions among the patches of the first group, whose patch-level scores are given too.
+        ``only="bottleneck"``: in place of scores what the prototypes are compared with, see :class:`ProjectionHead`.
         """
         features = self.backbone.forward_crops(crops, masks, draws=draws)
         cls = torch.cat([group["cls"] for group in features])
         if wanted is None:
-            return Output(features, self.dino_head(cls), None)
+            return Output(features, self.dino_head(cls, only=only), None)
         patches = features[0]["patches"].flatten(0, 1).index_select(0, wanted)
-        if self.ibot_head is not self.dino_head:
-            return Output(features, self.dino_head(cls), self.ibot_head(patches))
+        if only or self.ibot_head is not self.dino_head:
+            return Output(features, self.dino_head(cls, only=only), self.ibot_head(patches, only=only))
         return Output(features, *self.dino_head(torch.cat((cls, patches)), rows=(len(cls), len(patches))))
 
 
@@ -197,7 +198,7 @@ class Learner:
         output: Output = self.module(crops, masks, targets.masked if weights.ibot else None, draws)
         global_ = output.features[0]
         images = targets.cls.shape[1]
-        usual = recipe.batch / (world_size() * recipe.accumulate)  # images of a part, averaged over all
+        usual = recipe.batch / (self.parallel.world * recipe.accumulate)  # images of a part, averaged over all
 
         same = weights.dino_same_crop
         local_share, global_share = pair_shares(2, recipe.crops.local_count, same)
@@ -226,15 +227,16 @@ class Learner:
         return total, {name: part.detach() for name, part in parts.items()}, global_["cls"]
 
     def _held(self) -> list[int]:
-        """Images of each process."""
-        world = world_size()
+        """Images of each process that trains this student."""
+        world = self.parallel.world
         return [len(share(self.recipe.batch, number, world)) for number in range(world)]
 
     def _koleo(self, cls: Tensor, held: Sequence[int] | None, images: float) -> Tensor:
         group = self.recipe.losses.koleo_group
-        first, second = cls.chunk(2)
-        return koleo_loss(first, group, counts=held, images=images) + koleo_loss(
-            second, group, counts=held, images=images
+        processes = self.parallel.group
+        return sum(
+            (koleo_loss(crop, group, counts=held, images=images, group=processes) for crop in cls.chunk(2)),
+            start=cls.new_zeros((), dtype=torch.float32),
         )
 
     def _spread_gradients(

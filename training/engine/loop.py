@@ -20,10 +20,11 @@ from foundry.storage import is_local, local_path, write_atomically
 from training.data.loader import Batch, step_batches, step_order
 from training.data.sampler import share
 from training.data.shards import Images, JointDataset, ShardDataset
-from training.distributed import barrier, mean_over_ranks, rank, world_size
+from training.distributed import barrier, mean_over_ranks, merged_over_ranks, rank, sum_over_ranks, world_size
 from training.engine.allocation import keep_freed_memory
 from training.engine.anchoring import choose_gram_teacher
 from training.engine.checkpoint import Checkpointer, latest_checkpoint, load_checkpoint, step_of
+from training.engine.division import Division, Exchange
 from training.engine.exports import export_learner
 from training.engine.guards import Watch, collapse_measures
 from training.engine.journal import Journal
@@ -85,10 +86,14 @@ class Trainer:
         self.journal = Journal(self.run_folder, writes=self.rank == 0, served=served)
         self.watch = Watch(recipe.guards, self.journal)
         self.parallel = Parallel(recipe, self.device)
+        self.division = Division.of(recipe.students)
+        self.exchange = Exchange(self.division, recipe.batch) if self.division else None
+        self.learning_slots = self.division.slots(recipe.batch) if self.division else self.slots
         self.checkpoints = Checkpointer(self.run_folder, recipe.cadence.keep_checkpoints, recipe.cadence.keep_every)
         self._build(source, backbone)
         self.rate_factor, self._rate_reason = scaled_learning_rate(recipe.optimiser, recipe.guards, recipe.batch)
-        self.probing = Probing(recipe, self.images, evaluation, self.device)
+        probes = self.learners[0].parallel.rank == 0
+        self.probing = Probing(recipe, self.images, evaluation, self.device, probes)
 
     @staticmethod
     def _teacher_run(recipe: Recipe, teacher: str | None) -> Path | None:
@@ -119,18 +124,23 @@ class Trainer:
             self._check_prototypes(taught)
             self.stride = taught.backbone.config.stride
             self.learners = []
-            for number, student in enumerate(recipe.students, start=1):
-                spec, seed = architecture(student.model), recipe.seed + 100 * number
-                scale = _scale(student.name, spec, self.stride)
+            group = self.division.group if self.division else None
+            parallel = Parallel(recipe, self.device, group) if group else self.parallel
+            scales = [_scale(each.name, architecture(each.model), self.stride) for each in recipe.students]
+            for number, (student, scale) in enumerate(zip(recipe.students, scales, strict=True)):
+                if self.division and number != self.division.mine:
+                    continue
+                spec, seed = architecture(student.model), recipe.seed + 100 * (number + 1)
                 rate = student.learning_rate_factor
-                self.learners.append(Learner(student.name, spec, recipe, seed, self.parallel, scale, rate))
-            self.teacher = Teacher(self._frozen(taught), recipe, hides=False)
+                self.learners.append(Learner(student.name, spec, recipe, seed, parallel, scale, rate))
+            self.teacher = Teacher(self._frozen(taught), recipe, hides=False, group=group)
+            self.scale = max(scales)
         else:
             assert recipe.model is not None
             spec = architecture(recipe.model)
             self.stride = spec.stride
             learner = Learner("", spec, recipe, recipe.seed, self.parallel, start=backbone)
-            self.learners = [learner]
+            self.learners, self.scale = [learner], learner.scale
             self._untrained(learner)
             gram = None
             if recipe.stage == "gram":
@@ -149,7 +159,6 @@ class Trainer:
                     raise UserError(f"crops.{name} {size} is not a multiple of the teacher's patch size {self.stride}")
         if recipe.stage == "gram":
             self._check_gram_crops()
-        self.scale = max(learner.scale for learner in self.learners)
         if recipe.stage == "distil":
             for learner in self.learners:
                 self._untrained(learner)
@@ -187,7 +196,7 @@ class Trainer:
     def _untrained(self, learner: Learner) -> None:
         """Export the network before its first step, the baseline of every evaluation."""
         average = learner.whole_average()
-        if self.rank == 0:
+        if learner.parallel.rank == 0:
             export_learner(learner, average, self.run_folder, 0, self.recipe, latest=False)
 
     def run(self) -> None:
@@ -245,15 +254,19 @@ class Trainer:
         """One optimiser step; numbers for the log where one is due (empty otherwise)."""
         recipe = self.recipe
         logged = self._due(step, recipe.cadence.log)
-        parts_of_batch = [part.to(self.device) for part in batch.parts(recipe.accumulate)]
-        views = [Views(part, recipe.crops, self.scale) for part in parts_of_batch]
+        views = held = self._views(batch)
+        if self.exchange is not None:
+            views = self._views(self.exchange.batch(batch.to(self.device)))
         draws = [
             StepDraws.for_images(recipe.seed, step, slots, recipe.batch, (2, recipe.crops.local_count))
-            for slots in parts_of(self.slots, recipe.accumulate)
+            for slots in parts_of(self.learning_slots, recipe.accumulate)
         ]
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.parallel.bf16)
         with autocast:
-            targets = self.teacher.targets(views, step)
+            if self.exchange is None:
+                targets = self.teacher.targets(views, step)
+            else:
+                targets = self.teacher.divided_targets(held, views, self.exchange, step)
         parts: dict[str, Tensor] = {}
         for learner in self.learners:
             found = learner.backward(views, targets, draws, autocast)
@@ -263,7 +276,10 @@ class Trainer:
                 measures = collapse_measures(cls, found.features)
                 parts |= {learner.prefix + name: value for name, value in measures.items()}
         norms = {f"{lr.prefix}gradient_norm/{name}": norm for lr in self.learners for name, norm in lr.clip().items()}
-        norm = float(torch.stack(list(norms.values())).sum())  # the only point at which the host waits for the device
+        total = torch.stack(list(norms.values())).sum()
+        if self.division is not None:
+            sum_over_ranks(total)
+        norm = float(total)  # the only point at which the host waits for the device
         if self.watch.finite(step, math.isfinite(norm), norm):
             for learner in self.learners:
                 learner.update(step, self.rate_factor)
@@ -274,12 +290,22 @@ class Trainer:
             learner.forget_gradients()
         return self._reduced(step, parts, norms) if logged else {}
 
+    def _views(self, batch: Batch) -> list[Views]:
+        """The parts of ``batch`` on the device."""
+        parts = [part.to(self.device) for part in batch.parts(self.recipe.accumulate)]
+        return [Views(part, self.recipe.crops, self.scale) for part in parts]
+
     def _reduced(self, step: int, parts: dict[str, Tensor], norms: dict[str, Tensor]) -> dict[str, float]:
-        stacked = mean_over_ranks(torch.stack([value.float() for value in parts.values()]))
+        group = self.division.group if self.division else None
+        stacked = mean_over_ranks(torch.stack([value.float() for value in parts.values()]), group)
         values = dict(zip(parts, stacked.tolist(), strict=True))
         values |= dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True))
+        names = [learner.name for learner in self.learners]
+        if self.division is not None:
+            names = [student.name for student in self.recipe.students]
+            values = merged_over_ranks(values)
         if "loss" not in values:
-            values["loss"] = sum(values[f"{learner.prefix}loss"] for learner in self.learners)
+            values["loss"] = sum(values[f"{name}/loss"] for name in names)
         settings, steps = self.recipe.optimiser, self.recipe.steps
         values |= {
             "learning_rate": settings.learning_rate.at(step, steps) * self.rate_factor,
@@ -289,10 +315,11 @@ class Trainer:
             "skipped_steps": float(self.watch.skipped),
         }
         prototypes = self.recipe.heads.dino.prototypes
-        attainable = min(1.0, 2 * len(self.slots) / prototypes)
-        for learner in self.learners:
-            names = ("target_entropy", "prototype_use", "feature_rank")
-            self.watch.collapse(step, {name: values[learner.prefix + name] for name in names}, prototypes, attainable)
+        attainable = min(1.0, 2 * len(self.learning_slots) / prototypes)
+        for name in names:
+            prefix = f"{name}/" if name else ""
+            measures = ("target_entropy", "prototype_use", "feature_rank")
+            self.watch.collapse(step, {each: values[prefix + each] for each in measures}, prototypes, attainable)
         return values
 
     def _due(self, step: int, every: int) -> bool:
@@ -315,12 +342,14 @@ class Trainer:
         scores: dict[str, float] = {}
         for learner in self.learners:
             average = learner.whole_average()
-            if self.rank == 0:
+            if learner.parallel.rank == 0:
                 export_learner(learner, average, self.run_folder, done, self.recipe, latest=True)
             if measured:
                 side = (self.recipe.export_size or self.recipe.crops.global_size) * learner.scale
                 found = self.probing(average.backbone, side)
                 scores |= {learner.prefix + name: value for name, value in found.items()}
+        if self.division is not None:
+            scores = merged_over_ranks(scores)
         if scores:
             self.journal.metrics(done - 1, scores)
         barrier()

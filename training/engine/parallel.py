@@ -23,19 +23,22 @@ if TYPE_CHECKING:
 
 
 class Parallel:
-    """The way of ``recipe.parallel`` on ``device``, for every network of a run.
+    """The way of ``recipe.parallel`` on ``device``, for networks that the processes of ``group`` (default: all) share.
 
     ``bf16``: whether matrix products are in bfloat16. Every process makes one.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
-        self.device, self.recipe = device, recipe
-        self.world = world_size()
+    def __init__(self, recipe: Recipe, device: torch.device, group: dist.ProcessGroup | None = None) -> None:
+        self.device, self.recipe, self.group = device, recipe, group
+        self.world, self.rank = world_size(group), rank(group)
         self.bf16 = recipe.precision == "bf16-emulated" or (recipe.precision == "bf16" and _all_have_bf16(device))
         self.sharded = recipe.parallel == "fsdp" and self.world > 1
         self._mesh: Any = None
         if self.sharded:
-            self._mesh = dist.device_mesh.init_device_mesh(device.type, (self.world,))
+            if group is None:
+                self._mesh = dist.device_mesh.init_device_mesh(device.type, (self.world,))
+            else:
+                self._mesh = dist.device_mesh.DeviceMesh.from_group(group, device.type)
 
     def training(self, network: Network) -> tuple[Network, nn.Module]:
         """(the network itself, what is called in its place) with gradients averaged over the processes."""
@@ -46,7 +49,9 @@ class Parallel:
         if self.world == 1:
             return network, network
         # no buffers to send, and gradients live in the buckets: a bucket costs one collective and no copy
-        wrapped = nn.parallel.DistributedDataParallel(network, forward_sync_buffers=False, gradient_as_bucket_view=True)
+        wrapped = nn.parallel.DistributedDataParallel(
+            network, process_group=self.group, forward_sync_buffers=False, gradient_as_bucket_view=True
+        )
         return network, wrapped
 
     def inference(self, network: Network) -> Network:
@@ -102,11 +107,11 @@ class Parallel:
         state = {}
         for name, tensor in network.state_dict().items():
             value = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            if rank() == 0:
+            if self.rank == 0:
                 state[name] = value.detach().cpu()
         recipe = self.recipe
         plain = build_network(spec, recipe.heads, recipe.seed, "meta")
-        if rank() == 0:
+        if self.rank == 0:
             plain.load_state_dict(merged_state(state, recipe), assign=True)
             plain.to(self.device)
         return plain.eval().requires_grad_(False)

@@ -11,7 +11,7 @@ from foundry.errors import UserError
 from foundry.images import Preprocessing, decode_image
 from training.data.evaluation_set import EvaluationSet
 from training.data.shards import Images
-from training.distributed import barrier, rank
+from training.distributed import barrier
 from training.models.build import Backbone
 from training.probes.features import Pixels, squash
 from training.probes.knn import KnnProbe
@@ -26,23 +26,25 @@ MASKED, MASK_STEPS = 100, 100
 
 
 class Probing:
-    """``probing(backbone, side)``: measures by name. The first process computes, the others wait.
+    """``probing(backbone, side)``: measures by name. The process that ``probes`` computes, the others wait.
 
     ``knn_top1`` of 10-NN and ``segmentation_miou`` of a linear head where ``evaluation`` names a set with labels or
     masks; ``patch_coherence`` and ``copy_retrieval`` on images of the dataset itself, without labels.
     """
 
-    def __init__(self, recipe: Recipe, images: Images, evaluation: str | None, device: torch.device) -> None:
-        self._recipe, self._images, self._device = recipe, images, device
-        self._evaluation = EvaluationSet.open(evaluation) if evaluation and rank() == 0 else None
+    def __init__(
+        self, recipe: Recipe, images: Images, evaluation: str | None, device: torch.device, probes: bool
+    ) -> None:
+        self._recipe, self._images, self._device, self._probing = recipe, images, device, probes
+        self._evaluation = EvaluationSet.open(evaluation) if evaluation and probes else None
         self._probes: dict[int, KnnProbe] = {}
         self._scenes: dict[int, SegmentationProbe] = {}
         self._views: dict[int, Views | None] = {}
 
     def __call__(self, backbone: Backbone, side: int) -> dict[str, float]:
-        """Measures of ``backbone`` on images of ``side`` pixels; empty on all processes but the first."""
+        """Measures of ``backbone`` on images of ``side`` pixels; empty on all other processes."""
         found: dict[str, float] = {}
-        if rank() == 0:
+        if self._probing:
             threads = torch.get_num_threads()
             torch.set_num_threads(os.cpu_count() or threads)
             try:
