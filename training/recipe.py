@@ -111,6 +111,9 @@ class Crops(Settings):
     """Probability of solarisation of global crop 2 (threshold 128)."""
     gram_size: Annotated[int, Field(ge=0)] = 0
     """Side of the undistorted global crops that the Gram teacher sees; 0 where there is no Gram teacher."""
+    made_at: Annotated[int, Field(ge=0)] = 0
+    """Times their size at which crops are made, to be reduced for networks that need no more. 0: what the student with
+    the largest stride needs; a student trained without that one sees the same pixels if this is set."""
     mixture: tuple[CropSizes, ...] = ()
     """Sizes of which each step draws one combination, in place of the three sizes above (high-resolution stage)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)

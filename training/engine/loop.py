@@ -6,6 +6,7 @@ import io
 import math
 import os
 import time
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -130,17 +131,19 @@ class Trainer:
             for number, (student, scale) in enumerate(zip(recipe.students, scales, strict=True)):
                 if self.division and number != self.division.mine:
                     continue
-                spec, seed = architecture(student.model), recipe.seed + 100 * (number + 1)
+                spec, seed = architecture(student.model), student_seed(recipe.seed, student.name)
                 rate = student.learning_rate_factor
                 self.learners.append(Learner(student.name, spec, recipe, seed, parallel, scale, rate))
             self.teacher = Teacher(self._frozen(taught), recipe, hides=False, group=group)
-            self.scale = max(scales)
+            self.scale = recipe.crops.made_at or max(scales)
+            if any(self.scale % scale for scale in scales):
+                raise UserError(f"crops.made_at {self.scale} is not a multiple of the students' {max(scales)}")
         else:
             assert recipe.model is not None
             spec = architecture(recipe.model)
             self.stride = spec.stride
             learner = Learner("", spec, recipe, recipe.seed, self.parallel, start=backbone)
-            self.learners, self.scale = [learner], learner.scale
+            self.learners, self.scale = [learner], recipe.crops.made_at or learner.scale
             self._untrained(learner)
             gram = None
             if recipe.stage == "gram":
@@ -420,6 +423,11 @@ def parts_of(slots: range, count: int) -> list[range]:
     """``slots`` in ``count`` consecutive parts, sizes within 1."""
     places = [share(len(slots), number, count) for number in range(count)]
     return [slots[part.start : part.stop] for part in places]
+
+
+def student_seed(seed: int, name: str) -> int:
+    """Seed of a student's first weights: its name decides, not who else is trained beside it."""
+    return seed + 100 * (1 + zlib.crc32(name.encode()) % 100_000)
 
 
 def _scale(name: str, spec: Architecture, stride: int) -> int:

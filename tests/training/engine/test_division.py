@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.training.curated import write_dataset
 from tests.training.small_runs import command, events, rows, train, write_recipe
 from training.engine.exports import latest_export
+from training.engine.loop import Trainer
+from training.recipe import load_recipe
 
 VIT = {"arch": "vit", "dim": 32, "depth": 2, "heads": 2, "patch_size": 8, "layer_scale": 0.5, "init": "fan_in"}
 CONVNEXT = {"arch": "convnext", "depths": [1, 1, 1], "dims": [8, 8, 16]}
@@ -74,6 +77,37 @@ def test_the_losses_are_those_of_one_process(
     )
     for name in ("vit", "convnext"):
         assert latest_export(tmp_path / "run", name).name == f"step-{STEPS:09d}"
+
+
+def test_a_family_learns_what_each_of_its_students_learns_alone(
+    data: Path, teacher: Path, in_turn: Path, tmp_path: Path
+) -> None:
+    names = ("vit", "convnext")
+    for number, (name, model) in enumerate(zip(names, (VIT, CONVNEXT), strict=True)):
+        folder = tmp_path / name
+        folder.mkdir()
+        crops = {"global_size": 32, "local_size": 16, "local_count": 2, "made_at": 2}
+        recipe = family(folder, students=[{"name": name, "model": model}], crops=crops)
+        train(1, recipe, data, folder / "run", "--teacher", teacher)
+        alone = [[row[f"{name}/{loss}"] for loss in LOSSES] for row in rows(folder / "run") if "loss" in row]
+        np.testing.assert_allclose(alone, losses(in_turn)[:, 5 * number : 5 * number + 5], rtol=1e-5, atol=1e-6)
+
+
+def test_the_teacher_answers_once_for_a_batch(
+    data: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(family(tmp_path, cadence={"log": 1, "evaluate": 0}))
+    trainer = Trainer(recipe, str(data), str(tmp_path / "run"), teacher=str(teacher))
+    passes: list[int] = []
+    whole = trainer.teacher.network.backbone.forward_crops
+
+    def counted(crops: list[torch.Tensor], *args: object, **named: object) -> object:
+        passes.append(sum(len(each) for each in crops))
+        return whole(crops, *args, **named)
+
+    monkeypatch.setattr(trainer.teacher.network.backbone, "forward_crops", counted)
+    trainer.run()
+    assert passes == [2 * recipe.batch] * STEPS
 
 
 def test_a_running_centre_is_that_of_the_whole_batch(data: Path, teacher: Path, tmp_path: Path) -> None:
