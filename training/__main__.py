@@ -34,7 +34,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", required=True, help="run folder; resumes what is in it")
     parser.add_argument("--start", help="backbone of a warm start: Hugging Face folder, official file or run folder")
-    parser.add_argument("--teacher", help="run folder to continue (stage gram) or to distil from (stage distil)")
+    parser.add_argument(
+        "--teacher",
+        help="run folder to continue (stage gram); run folder, Hugging Face folder or official file to distil from",
+    )
     parser.add_argument("--evaluation", help="labelled set for the periodic k-NN: folder, archive or URL")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -60,15 +63,16 @@ def main(argv: list[str]) -> int:
 
     changes: dict[str, Any] = apply_overrides({}, arguments.overrides)
     recipe = load_recipe(arguments.recipe, changes)
-    from training.engine.loop import Trainer
+    from training.engine.loop import Trainer, teacher_with_heads
     from training.engine.process import process_group
 
     with process_group(recipe.device):
+        data = _datasets(arguments.data)
         Trainer(
             recipe,
-            data=_datasets(arguments.data),
+            data=data,
             output=arguments.output,
-            teacher=arguments.teacher,
+            teacher=teacher_with_heads(recipe, data, arguments.output, arguments.teacher),
             evaluation=arguments.evaluation,
             start=arguments.start,
         ).run()

@@ -30,7 +30,8 @@ from training.data.masks import step_masks
 from training.engine.learner import Learner, build_network
 from training.engine.parallel import Parallel
 from training.engine.process import choose_device
-from training.engine.teaching import Teacher, trained_architecture
+from training.engine.sources import trained_architecture
+from training.engine.teaching import Teacher
 from training.engine.views import Views
 from training.models.architectures import Architecture, architecture
 from training.models.draws import StepDraws

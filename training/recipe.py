@@ -229,6 +229,9 @@ class Teacher(Settings):
     """Of that running centre."""
     iterations: Count = 3
     """Sinkhorn-Knopp iterations."""
+    head_steps: Count = 1000
+    """Distillation from a backbone without heads, as public weights are: steps in which heads are trained on it first,
+    while it rests."""
     gram_from: Literal["newest", "auto"] | Count = "newest"
     """State of the pretraining that the Gram teacher is made of. newest: its newest checkpoint, with which the student
     continues. A number: its export after so many steps. auto: its export where dense features were at their best; the

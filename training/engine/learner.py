@@ -48,6 +48,14 @@ class Network(nn.Module):
         self.dino_head = _head(backbone, heads.dino, seed + 1, device)
         self.ibot_head = self.dino_head if heads.shared else _head(backbone, heads.ibot, seed + 2, device)
 
+    @classmethod
+    def with_heads(cls, backbone: Backbone, dino: ProjectionHead, ibot: ProjectionHead) -> Network:
+        """A network of parts that are there already."""
+        network = cls.__new__(cls)
+        nn.Module.__init__(network)
+        network.backbone, network.dino_head, network.ibot_head = backbone, dino, ibot
+        return network
+
     def forward(
         self,
         crops: Sequence[Tensor],

@@ -34,7 +34,16 @@ from training.engine.parallel import Parallel
 from training.engine.probing import Probing
 from training.engine.process import choose_device, own_run_folder
 from training.engine.served_metrics import ServedMetrics
-from training.engine.teaching import Teacher, load_start, load_trained, trained_architecture
+from training.engine.sources import (
+    HEADS,
+    has_heads,
+    head_recipe,
+    load_start,
+    load_teacher,
+    load_trained,
+    trained_architecture,
+)
+from training.engine.teaching import Teacher
 from training.engine.views import Views
 from training.models.architectures import Architecture, architecture
 from training.models.build import Backbone
@@ -121,7 +130,7 @@ class Trainer:
         recipe = self.recipe
         if recipe.stage == "distil":
             assert source is not None
-            taught = load_trained(source)
+            taught = load_teacher(source)
             self._check_prototypes(taught)
             self.stride = taught.backbone.config.stride
             self.learners = []
@@ -392,6 +401,17 @@ class Trainer:
         self.journal.event("resumed", done, f"from {checkpoint.name}", processes=self.world)
         barrier()
         return done
+
+
+def teacher_with_heads(recipe: Recipe, data: str | Mapping[str, str], output: str, teacher: str | None) -> str | None:
+    """``teacher`` of a run of ``recipe``; where it is a backbone without heads to distil from, the run folder, below
+    ``output``, of the same backbone with heads that were trained on it. Every process calls it; a run that was killed
+    goes on."""
+    if recipe.stage != "distil" or not teacher or has_heads(local_path(teacher)):
+        return teacher
+    folder = local_path(output) / HEADS
+    Trainer(head_recipe(recipe), data, str(folder), start=teacher).run()
+    return str(folder)
 
 
 def open_datasets(recipe: Recipe, data: str | Mapping[str, str]) -> tuple[Images, list[np.ndarray] | None]:

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from foundry.errors import UserError
-from foundry.storage import local_path
-from training.engine.checkpoint import latest_checkpoint, load_checkpoint, module_state
+from training.engine.checkpoint import module_state
 from training.engine.division import Exchange
-from training.engine.exports import latest_export
-from training.engine.learner import Network, Targets, build_network
+from training.engine.learner import Network, Targets
 from training.engine.optimiser import move_average
 from training.engine.views import Views
-from training.models.architectures import Architecture, ViTConfig, architecture
-from training.models.build import Backbone, build_backbone
-from training.models.interchange import inflate_channels, load_hugging_face, load_official
 from training.objectives.gram import resize_patch_map
 from training.objectives.targets import SoftmaxCentering, sinkhorn_knopp
-from training.recipe import Recipe, load_recipe
+from training.recipe import Recipe
 
 
 class Teacher:
@@ -178,58 +171,3 @@ def _patches_in_parts(patches: Tensor, views: Sequence[Views]) -> Tensor:
     counts = _of_crops(views)
     pieces = patches.split([count[crop] for crop in range(2) for count in counts])
     return torch.cat([pieces[crop * len(views) + part] for part in range(len(views)) for crop in range(2)])
-
-
-def trained_architecture(run: Path) -> Architecture:
-    """The architecture of the network that ``run`` trained. Raises :class:`UserError` where that is no run folder."""
-    if not (run / "recipe.yaml").is_file():
-        raise UserError(f"{run}: not a training run (recipe.yaml is missing)")
-    recipe = load_recipe(run / "recipe.yaml")
-    if recipe.students:
-        raise UserError(f"{run}: a distillation; give a pretraining or refinement run as teacher")
-    if recipe.model is None:
-        raise UserError(f"{run}/recipe.yaml: does not name the model")
-    return architecture(recipe.model)
-
-
-def load_trained(run: Path) -> Network:
-    """The trained average (backbone and heads) of the newest checkpoint of ``run``, frozen, in evaluation mode."""
-    spec = trained_architecture(run)
-    recipe = load_recipe(run / "recipe.yaml")
-    checkpoint = latest_checkpoint(run)
-    if checkpoint is None:
-        raise UserError(f"{run}: has no finished checkpoint to start from")
-    network = build_network(spec, recipe.heads, recipe.seed, "cpu")
-    load_checkpoint(checkpoint, {"learners": {"teacher": {"average": module_state(network)}}})
-    return network.eval().requires_grad_(False)
-
-
-def load_start(path: str, recipe: Recipe) -> Backbone:
-    """The backbone of a warm start: a run folder's newest export, a Hugging Face folder, or an official file.
-
-    Training-only settings of the recipe's model (stochastic depth, position jitter) are taken over. Raises
-    :class:`UserError` where the recipe names another architecture.
-    """
-    given = local_path(path)
-    if given.is_file():
-        backbone = load_official(given)
-    elif (given / "recipe.yaml").is_file():
-        backbone = load_hugging_face(latest_export(given))
-    else:
-        backbone = load_hugging_face(given)
-    if recipe.model is None:
-        return backbone
-    wanted = architecture(recipe.model)
-    fitting = build_backbone(wanted, seed=recipe.seed)
-    state = backbone.state_dict()
-    if isinstance(wanted, ViTConfig) and wanted.in_channels != backbone.config.in_channels:
-        state = inflate_channels(state, wanted.in_channels)
-    for extra in ("local_cls_norm.weight", "local_cls_norm.bias"):  # no public file carries it
-        if extra in fitting.state_dict() and extra not in state:
-            state[extra] = state[extra.removeprefix("local_cls_")]
-    try:
-        fitting.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"{path}: is not the architecture that the recipe's 'model' describes ({reason})") from None
-    return fitting

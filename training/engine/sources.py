@@ -1,0 +1,119 @@
+"""Networks that a run begins with: to continue, to be anchored to, to learn from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from foundry.errors import UserError
+from foundry.storage import local_path
+from training.engine.checkpoint import latest_checkpoint, load_checkpoint, module_state
+from training.engine.exports import latest_export
+from training.engine.learner import Network, build_network
+from training.models.architectures import Architecture, ViTConfig, architecture
+from training.models.build import Backbone, build_backbone
+from training.models.interchange import (
+    HEADS_FILE,
+    inflate_channels,
+    load_heads,
+    load_hugging_face,
+    load_official,
+)
+from training.recipe import Recipe, WarmStart, load_recipe
+
+HEADS = "teacher"
+"""Folder, in the run folder of a distillation, of the run that gives heads to a teacher without."""
+
+
+def trained_architecture(run: Path) -> Architecture:
+    """The architecture of the network that ``run`` trained, or of an export.
+
+    Raises :class:`UserError` where it is neither.
+    """
+    if (run / "config.json").is_file():
+        return load_hugging_face(run).config
+    if not (run / "recipe.yaml").is_file():
+        raise UserError(f"{run}: not a training run (recipe.yaml is missing)")
+    recipe = load_recipe(run / "recipe.yaml")
+    if recipe.students:
+        raise UserError(f"{run}: a distillation; give a pretraining or refinement run as teacher")
+    if recipe.model is None:
+        raise UserError(f"{run}/recipe.yaml: does not name the model")
+    return architecture(recipe.model)
+
+
+def load_trained(run: Path) -> Network:
+    """The trained average (backbone and heads) of the newest checkpoint of ``run``, frozen, in evaluation mode."""
+    spec = trained_architecture(run)
+    recipe = load_recipe(run / "recipe.yaml")
+    checkpoint = latest_checkpoint(run)
+    if checkpoint is None:
+        raise UserError(f"{run}: has no finished checkpoint to start from")
+    network = build_network(spec, recipe.heads, recipe.seed, "cpu")
+    load_checkpoint(checkpoint, {"learners": {"teacher": {"average": module_state(network)}}})
+    return network.eval().requires_grad_(False)
+
+
+def has_heads(path: Path) -> bool:
+    """Whether the network at ``path`` (a run folder, or an export) comes with its projection heads."""
+    return (path / "recipe.yaml").is_file() or (path / HEADS_FILE).is_file()
+
+
+def load_teacher(path: Path) -> Network:
+    """The teacher of a distillation, frozen, in evaluation mode: of a run folder its trained average, of an export with
+    heads that network."""
+    if (path / "recipe.yaml").is_file():
+        return load_trained(path)
+    heads = load_heads(path)
+    network = Network.with_heads(load_hugging_face(path), heads["dino"], heads.get("ibot", heads["dino"]))
+    return network.eval().requires_grad_(False)
+
+
+def head_recipe(recipe: Recipe) -> Recipe:
+    """The run that makes heads for the teacher of the distillation ``recipe``: its backbone rests, the heads learn from
+    each other's averages as in pretraining, with the same crops, masks, heads and schedules."""
+    steps = recipe.teacher.head_steps
+    values = recipe.model_dump(mode="json", exclude={"students", "about", "name", "stage", "steps", "losses"})
+    losses = {**recipe.losses.model_dump(mode="json"), "dino_same_crop": False, "koleo": 0.0}
+    cadence = {**values["cadence"], "evaluate": 0}
+    return Recipe.model_validate(
+        {
+            **values,
+            "name": f"{recipe.name}-heads",
+            "stage": "pretrain",
+            "steps": steps,
+            "losses": losses,
+            "cadence": cadence,
+            "warm_start": WarmStart(freeze_steps=steps, ramp_steps=0).model_dump(mode="json"),
+        }
+    )
+
+
+def load_start(path: str, recipe: Recipe) -> Backbone:
+    """The backbone of a warm start: a run folder's newest export, a Hugging Face folder, or an official file.
+
+    Training-only settings of the recipe's model (stochastic depth, position jitter) are taken over. Raises
+    :class:`UserError` where the recipe names another architecture.
+    """
+    given = local_path(path)
+    if given.is_file():
+        backbone = load_official(given)
+    elif (given / "recipe.yaml").is_file():
+        backbone = load_hugging_face(latest_export(given))
+    else:
+        backbone = load_hugging_face(given)
+    if recipe.model is None:
+        return backbone
+    wanted = architecture(recipe.model)
+    fitting = build_backbone(wanted, seed=recipe.seed)
+    state = backbone.state_dict()
+    if isinstance(wanted, ViTConfig) and wanted.in_channels != backbone.config.in_channels:
+        state = inflate_channels(state, wanted.in_channels)
+    for extra in ("local_cls_norm.weight", "local_cls_norm.bias"):  # no public file carries it
+        if extra in fitting.state_dict() and extra not in state:
+            state[extra] = state[extra.removeprefix("local_cls_")]
+    try:
+        fitting.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"{path}: is not the architecture that the recipe's 'model' describes ({reason})") from None
+    return fitting
