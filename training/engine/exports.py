@@ -42,7 +42,7 @@ def export_learner(learner: Learner, average: Network, run: Path, done: int, rec
         temporary = root / f".{final.name}.partial"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        heads = {"dino_head": average.dino_head, "ibot_head": average.ibot_head}
+        heads = {"dino": average.dino_head, "ibot": average.ibot_head}
         save_export(average.backbone, temporary, preprocessing, heads)
         os.rename(temporary, final)
     if latest:
