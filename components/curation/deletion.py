@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.common.step import InputSpec, Step
+from components.curation.inputs import dataset_at_url
 from foundry.errors import UserError
 from foundry.settings import Settings
 from foundry.storage import write_atomically
@@ -44,7 +45,6 @@ def run(config: DeletionConfig, inputs: Mapping[str, str], output: Path) -> dict
     import numpy as np
 
     from components.curation.config import CurationConfig
-    from components.curation.increment import BALANCE, DELETED, Files
     from components.curation.index import SAMPLE
     from components.curation.measured import Measured
     from components.curation.outcome import Outcome
@@ -52,6 +52,7 @@ def run(config: DeletionConfig, inputs: Mapping[str, str], output: Path) -> dict
     from components.curation.scan import scan_pool
     from components.curation.selection import RAW
     from components.curation.tombstones import Tombstones
+    from components.curation.verdicts import BALANCE, DELETED, Files
     from training.data.mix import kinds_of
     from training.recipe import Mix
 
@@ -184,8 +185,8 @@ def _rows_that_show(index: Index, shown: Scan, config: CurationConfig, work: Pat
 
 def _with_copies(index: Index, rows: set[int]) -> set[int]:
     """``rows`` and all files that are copies of the same pictures."""
-    from components.curation.increment import COPIES
     from components.curation.shards import key_of
+    from components.curation.verdicts import COPIES
 
     def picture(row: int) -> str:
         return index.of[row] if index.verdict[row] in COPIES else key_of(index.images.scan.sha256[row])
@@ -233,18 +234,12 @@ def _image_digest(url: str) -> str:
     return open_images(url).digest()
 
 
-def _dataset_digest(url: str) -> str:
-    from components.curation.previous import dataset_digest
-
-    return dataset_digest(url)
-
-
 STEP = Step(
     name="deletion",
     summary="Delete an image and its copies from a curated dataset.",
     config=DeletionConfig,
     inputs=(
-        InputSpec("dataset", "curated dataset", kind="url", digest=_dataset_digest),
+        dataset_at_url("dataset", "curated dataset"),
         InputSpec("image", "the image that is deleted, or a pool of such", False, kind="url", digest=_image_digest),
     ),
     run=run,

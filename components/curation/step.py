@@ -8,6 +8,7 @@ from typing import Any
 
 from components.common.step import InputSpec, Step
 from components.curation.config import TRANSIENT, CurationConfig
+from components.curation.inputs import dataset_at_url
 
 
 def run(config: CurationConfig, inputs: Mapping[str, str], output: Path) -> dict[str, Any]:
@@ -78,13 +79,6 @@ def _pool_digest(url: str) -> str:
     return pool_digest(url)
 
 
-def _dataset_digest(url: str) -> str:
-    """What names the previous dataset."""
-    from components.curation.previous import dataset_digest
-
-    return dataset_digest(url)
-
-
 STEP = Step(
     name="curation",
     summary="Turn a raw pool of images into a deduplicated, balanced, versioned dataset of shards.",
@@ -132,12 +126,10 @@ STEP = Step(
             digest=_pool_digest,
             several=True,
         ),
-        InputSpec(
+        dataset_at_url(
             "previous",
             "curated dataset of an earlier state of the pool, to add to: a folder, URL, dvc:// or PATH@REVISION",
             required=False,
-            kind="url",
-            digest=_dataset_digest,
         ),
     ),
     run=run,

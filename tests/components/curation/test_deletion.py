@@ -21,8 +21,8 @@ from components.curation.report.gallery import make_gallery
 from components.curation.tombstones import Tombstones
 from foundry.errors import UserError
 from foundry.images import DecodeLimits
+from tests.components.curation.growing import curate
 from tests.components.curation.pictures import crops, encode, write_pool
-from tests.components.curation.test_increment import curate
 from tests.components.curation.test_step import files_of
 
 ALL = {"balance": {"fraction": 1}, "shard_mib": 1}

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.curated import write_dataset
 from tests.training.small_runs import command, events, rows, train, write_recipe
 from training.engine.exports import latest_export
 from training.engine.loop import Trainer
@@ -19,18 +18,6 @@ VIT = {"arch": "vit", "dim": 32, "depth": 2, "heads": 2, "patch_size": 8, "layer
 CONVNEXT = {"arch": "convnext", "depths": [1, 1, 1], "dims": [8, 8, 16]}
 LOSSES = ("loss", "dino_global", "dino_local", "ibot", "koleo")
 STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("curated") / "dataset")
-
-
-@pytest.fixture(scope="module")
-def teacher(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("teacher")
-    train(1, write_recipe(folder / "recipe.yaml", steps=4), data, folder / "run")
-    return folder / "run"
 
 
 def family(folder: Path, processes: tuple[int, int] = (0, 0), **changes: object) -> Path:
@@ -54,10 +41,10 @@ def losses(run: Path) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def in_turn(data: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def in_turn(data: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both students by one process."""
     folder = tmp_path_factory.mktemp("in-turn")
-    train(1, family(folder), data, folder / "run", "--teacher", teacher)
+    train(1, family(folder), data, folder / "run", "--teacher", pretrained)
     return folder / "run"
 
 
@@ -67,9 +54,9 @@ def in_turn(data: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory)
     ids=str,
 )
 def test_the_losses_are_those_of_one_process(
-    data: Path, teacher: Path, in_turn: Path, tmp_path: Path, processes: tuple[int, int], changes: dict[str, object]
+    data: Path, pretrained: Path, in_turn: Path, tmp_path: Path, processes: tuple[int, int], changes: dict[str, object]
 ) -> None:
-    train(sum(processes), family(tmp_path, processes, **changes), data, tmp_path / "run", "--teacher", teacher)
+    train(sum(processes), family(tmp_path, processes, **changes), data, tmp_path / "run", "--teacher", pretrained)
     assert losses(tmp_path / "run").shape == (STEPS, 10)
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(in_turn), rtol=1e-5, atol=1e-6)
     assert [row["loss"] for row in rows(tmp_path / "run") if "loss" in row] == pytest.approx(
@@ -80,7 +67,7 @@ def test_the_losses_are_those_of_one_process(
 
 
 def test_a_family_learns_what_each_of_its_students_learns_alone(
-    data: Path, teacher: Path, in_turn: Path, tmp_path: Path
+    data: Path, pretrained: Path, in_turn: Path, tmp_path: Path
 ) -> None:
     names = ("vit", "convnext")
     for number, (name, model) in enumerate(zip(names, (VIT, CONVNEXT), strict=True)):
@@ -88,16 +75,16 @@ def test_a_family_learns_what_each_of_its_students_learns_alone(
         folder.mkdir()
         crops = {"global_size": 32, "local_size": 16, "local_count": 2, "made_at": 2}
         recipe = family(folder, students=[{"name": name, "model": model}], crops=crops)
-        train(1, recipe, data, folder / "run", "--teacher", teacher)
+        train(1, recipe, data, folder / "run", "--teacher", pretrained)
         alone = [[row[f"{name}/{loss}"] for loss in LOSSES] for row in rows(folder / "run") if "loss" in row]
         np.testing.assert_allclose(alone, losses(in_turn)[:, 5 * number : 5 * number + 5], rtol=1e-5, atol=1e-6)
 
 
 def test_the_teacher_answers_once_for_a_batch(
-    data: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = load_recipe(family(tmp_path, cadence={"log": 1, "evaluate": 0}))
-    trainer = Trainer(recipe, str(data), str(tmp_path / "run"), teacher=str(teacher))
+    trainer = Trainer(recipe, str(data), str(tmp_path / "run"), teacher=str(pretrained))
     passes: list[int] = []
     whole = trainer.teacher.network.backbone.forward_crops
 
@@ -110,31 +97,31 @@ def test_the_teacher_answers_once_for_a_batch(
     assert passes == [2 * recipe.batch] * STEPS
 
 
-def test_a_running_centre_is_that_of_the_whole_batch(data: Path, teacher: Path, tmp_path: Path) -> None:
+def test_a_running_centre_is_that_of_the_whole_batch(data: Path, pretrained: Path, tmp_path: Path) -> None:
     found = []
     for processes in ((0, 0), (1, 2)):
         folder = tmp_path / str(processes)
         folder.mkdir()
         recipe = family(folder, processes, teacher={"centring": "softmax"})
-        train(max(1, sum(processes)), recipe, data, folder / "run", "--teacher", teacher)
+        train(max(1, sum(processes)), recipe, data, folder / "run", "--teacher", pretrained)
         found.append(losses(folder / "run"))
     np.testing.assert_allclose(found[1], found[0], rtol=1e-5, atol=1e-6)
 
 
-def test_it_goes_on_from_its_checkpoint_with_the_same_bits(data: Path, teacher: Path, tmp_path: Path) -> None:
+def test_it_goes_on_from_its_checkpoint_with_the_same_bits(data: Path, pretrained: Path, tmp_path: Path) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
     recipe = family(tmp_path, (1, 1))
-    train(2, recipe, data, whole, "--teacher", teacher)
+    train(2, recipe, data, whole, "--teacher", pretrained)
     shorter = family(tmp_path, (1, 1), steps=4)
-    train(2, shorter, data, run, "--teacher", teacher)
-    train(2, family(tmp_path, (1, 1)), data, run, "--teacher", teacher)
+    train(2, shorter, data, run, "--teacher", pretrained)
+    train(2, family(tmp_path, (1, 1)), data, run, "--teacher", pretrained)
     assert events(run) == ["started", "finished", "resumed", "finished"]
     for name in ("vit", "convnext"):
         ours, theirs = (latest_export(folder, name) / "model.safetensors" for folder in (run, whole))
         assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_the_processes_must_be_as_many_as_there_are(data: Path, teacher: Path, tmp_path: Path) -> None:
+def test_the_processes_must_be_as_many_as_there_are(data: Path, pretrained: Path, tmp_path: Path) -> None:
     arguments = (
         "--recipe",
         family(tmp_path, (1, 2)),
@@ -143,7 +130,7 @@ def test_the_processes_must_be_as_many_as_there_are(data: Path, teacher: Path, t
         "--output",
         tmp_path / "run",
         "--teacher",
-        teacher,
+        pretrained,
     )
     done = subprocess.run(command(1, *arguments), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2

@@ -1,17 +1,9 @@
 """bf16 is for processors that have it; elsewhere a run says that it uses float32, and does."""
 
-import pytest
-
-from tests.training.curated import write_dataset
 from tests.training.small_runs import events, rows, small_recipe
 from training.engine import parallel
 from training.engine.loop import Trainer
 from training.recipe import Recipe
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("curated") / "dataset")
 
 
 def losses(data, folder, precision):

@@ -3,16 +3,10 @@
 import numpy as np
 import pytest
 
-from tests.training.curated import write_dataset
 from tests.training.small_runs import rows, train, write_recipe
 
 STEPS = 20
 NAMES = ("loss", "dino_global", "dino_local", "ibot", "koleo")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("curated") / "dataset")
 
 
 def losses(run):

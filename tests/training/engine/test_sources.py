@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.curated import write_dataset
 from tests.training.small_runs import HEADS, events, rows, train, write_recipe
 from training.engine import sources
 from training.engine.exports import latest_export
@@ -19,18 +18,6 @@ STUDENT = {
     "model": {"arch": "vit", "dim": 32, "depth": 2, "heads": 2, "patch_size": 8, "layer_scale": 0.5, "init": "fan_in"},
 }
 WIDER = {kind: {**head, "hidden": 48} for kind, head in HEADS.items()}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("curated") / "dataset")
-
-
-@pytest.fixture(scope="module")
-def pretrained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pretrained")
-    train(1, write_recipe(folder / "recipe.yaml", steps=4), data, folder / "run")
-    return folder / "run"
 
 
 def distillation(folder: Path, **changes: object) -> Path:

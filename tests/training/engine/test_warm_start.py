@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from foundry.errors import UserError
-from tests.training.curated import write_dataset
 from tests.training.small_runs import MODEL, small_recipe
 from training.engine.exports import latest_export
 from training.engine.learner import backbone_factor
@@ -14,11 +13,6 @@ from training.models.interchange import inflate_channels, load_hugging_face
 from training.recipe import Recipe
 
 PLAIN = {**MODEL, "drop_path": 0.0}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("curated") / "dataset")
 
 
 @pytest.fixture(scope="module")
