@@ -1,4 +1,4 @@
-# make run [IMAGES=URL] [EVAL=URL] [SET="a.b=c ..."] [SERVE=keep]     set up, then the whole line on this machine
+# make run [IMAGES=URL] [EVAL=URL] [TEACHER=URL] [SET="a.b=c ..."] [SERVE=keep]     set up, then the whole line on this machine
 # make test | test-slow | test-faults                                 set up, then the tests
 # make dvc ARGS="repro"                                               DVC, with the environment its stages need
 # make lint | format                                                  ruff, mypy
@@ -30,6 +30,7 @@ inputs:
 
 run: inputs setup
 	@$(PYTHON) -m pipelines run $${IMAGES:+--images "$$IMAGES"} $${EVAL:+--evaluation "$$EVAL"} \
+	    $${TEACHER:+--teacher "$$TEACHER"} \
 	    $(if $(SERVE),--set 'deployment.serve=$(SERVE)') $(foreach setting,$(SET),--set '$(setting)')
 
 test: setup-dev

@@ -23,7 +23,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipelines", description=__doc__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    run = _command(commands, "run", "the whole line on this machine; ends with a summary", _run)
+    run = _command(
+        commands,
+        "run",
+        "the whole line (or, with --teacher, a family of students) on this machine; ends with a summary",
+        _run,
+    )
     run.add_argument("--no-dvc", action="store_true", help="do not put the curated dataset under DVC at the end")
 
     _command(commands, "plan", "what `run` would do here: which results are there, which would be made", _plan)
@@ -54,6 +59,9 @@ def _command(commands: argparse._SubParsersAction, name: str, summary: str, acti
     parser.add_argument(
         "--images", metavar="URL", help="unlabelled images: folder, archive or fsspec URL (inputs.images)"
     )
+    parser.add_argument(
+        "--teacher", metavar="URL", help="network to distil from in place of training one (inputs.teacher)"
+    )
     parser.add_argument("--evaluation", metavar="URL", help="labelled images to measure with (inputs.evaluation)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -61,7 +69,7 @@ def _command(commands: argparse._SubParsersAction, name: str, summary: str, acti
 
 def _params(arguments: argparse.Namespace) -> Params:
     """The settings of a command line, its inputs checked before anything costly is imported."""
-    from pipelines.inputs import check_images, check_labels
+    from pipelines.inputs import check_images, check_labels, check_teacher
 
     if arguments.images:
         check_images(arguments.images, "--images ")
@@ -70,12 +78,13 @@ def _params(arguments: argparse.Namespace) -> Params:
     from components.common.params import load_params
 
     params = load_params(arguments.params, [*arguments.overrides])
-    given = {"images": arguments.images, "evaluation": arguments.evaluation}
+    given = {"images": arguments.images, "evaluation": arguments.evaluation, "teacher": arguments.teacher}
     changed = {name: value for name, value in given.items() if value is not None}
     params = params.model_copy(update={"inputs": params.inputs.model_copy(update=changed)})
     if arguments.action in (_run, _plan):
         check_images(params.inputs.images, "inputs.images=")
         check_labels(params.inputs.evaluation, "inputs.evaluation=")
+        check_teacher(params.inputs.teacher)
     return params
 
 

@@ -30,11 +30,11 @@ def compile_line(params: Params, path: Path, image: str | None = None) -> Path:
         os.environ["FOUNDRY_IMAGE"] = image  # read where the components are defined, at the import below
     from kfp import compiler
 
-    from pipelines.line import line_pipeline
+    from pipelines.graph import pipeline_of
 
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(None):
         fresh = Path(scratch) / "line.yaml"
-        compiler.Compiler().compile(line_pipeline(params, params.curation.embedding.fan_out), str(fresh))
+        compiler.Compiler().compile(pipeline_of(params, params.curation.embedding.fan_out), str(fresh))
         write_atomically(path, _HEADER + _without_header(fresh.read_text(encoding="utf-8")))
     return path
 

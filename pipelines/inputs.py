@@ -1,7 +1,7 @@
 """Are the images and labels that a person named there at all? Asked before minutes go into set-up or work.
 
-``python -m pipelines.inputs`` asks it for the variables IMAGES and EVAL that ``make run`` was given; it needs the
-standard library only, so that it answers where nothing is installed yet.
+``python -m pipelines.inputs`` asks it for the variables IMAGES, EVAL and TEACHER that ``make run`` was given; it needs
+the standard library only, so that it answers where nothing is installed yet.
 """
 
 from __future__ import annotations
@@ -44,6 +44,17 @@ def check_labels(url: str, prefix: str = "EVAL=") -> None:
         check_images(url, prefix)
 
 
+def check_teacher(url: str) -> None:
+    """Raise :class:`UserError` when ``url`` names no network; nothing and a registered model pass."""
+    from components.common.model_inputs import REGISTERED, network_folder
+
+    if url and not url.startswith(REGISTERED):
+        try:
+            network_folder(url)
+        except UserError as error:
+            raise UserError(f"inputs.teacher={error}") from None
+
+
 def _relative(path: Path) -> str:
     return "" if path.is_absolute() else f" (looked in {Path.cwd()})"
 
@@ -57,13 +68,15 @@ def _holds_a_file(folder: Path) -> bool:
 
 
 def main(argv: list[str]) -> int:
-    """Check the environment variables IMAGES and EVAL."""
+    """Check the environment variables IMAGES, EVAL and TEACHER."""
     if argv:
         print(__doc__)
         return 0
     if images := os.environ.get("IMAGES"):
         check_images(images)
     check_labels(os.environ.get("EVAL", ""))
+    if (teacher := os.environ.get("TEACHER", "")) and not teacher.startswith("models:/"):
+        check_images(teacher, "TEACHER=")
     return 0
 
 

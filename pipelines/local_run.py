@@ -118,14 +118,15 @@ def _run_graph(params: Params, folder: RunFolder) -> None:
         warnings.simplefilter("ignore")
         from kfp import local
 
-        from pipelines.line import line_pipeline
+        from pipelines.graph import pipeline_of
 
         root = home() / "kfp"
         shutil.rmtree(root, ignore_errors=True)  # links into the store that a killed run left
         root.mkdir(parents=True)
         local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root), enable_caching=False)
-        line = line_pipeline(params)
-        titles = {station.task: station.title for station in STATIONS}
+        line = pipeline_of(params)
+        tasks = line.pipeline_spec.root.dag.tasks
+        titles = {station.task: station.title for station in STATIONS if station.task in tasks}
         with (folder.path / LOG).open("a", encoding="utf-8") as log:
             console = Console(sys.stdout, log, titles, is_reported=lambda line: line == folder.failure())
             try:

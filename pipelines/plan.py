@@ -1,11 +1,12 @@
-"""What a run of the line would do on this machine, found without doing it."""
+"""What a run would do on this machine, found without doing it."""
 
 from __future__ import annotations
 
 import datetime
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,8 @@ class Planned:
     """None where it depends on a result that is not there yet."""
     manifest: Manifest | None = None
     """Of the result that would be reused."""
+    details: tuple[str, ...] = ()
+    """Lines for people about what it would do."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,9 @@ def plan_line(params: Params, store: Store | None = None) -> list[Planned]:
             continue
         step = step_named(station.step)
         found = _plan_step(step, node, getattr(params, step.name), results, store, params)
+        if step.name == "distillation" and params.distillation.divide and found.action != "reuse":
+            teacher = results.get(node.artifacts["teacher"])
+            found = replace(found, details=tuple(_division(params, teacher)))
         planned.append(found)
         if found.manifest is not None:
             results[station.task] = store.folder(step.name, found.manifest.fingerprint)
@@ -107,6 +113,23 @@ def _plan_step(
     return Planned(step.name, "run", "no result with these settings, inputs and this code", fingerprint)
 
 
+def _division(params: Params, teacher: Path | None) -> Iterator[str]:
+    """How the processes of distillation would be divided, by costs that are measured now. ``teacher``: its result;
+    where it is not there yet, the network that it will be."""
+    from components.common.model_inputs import network_folder, settled
+    from components.distillation.division import describe, measure_division
+    from training.recipe import dump_recipe
+
+    recipe, processes = params.distillation.resolved_recipe(), params.distillation.processes
+    with tempfile.TemporaryDirectory() as scratch:
+        if teacher is None and params.inputs.teacher:
+            teacher = network_folder(settled(params.inputs.teacher))
+        elif teacher is None:
+            teacher = Path(scratch)
+            (teacher / "recipe.yaml").write_text(dump_recipe(params.pretraining.resolved_recipe()), encoding="utf-8")
+        yield from describe(measure_division(recipe, teacher, processes))
+
+
 def _digest(step: Step, name: str, value: str, store: Store) -> str | None:
     """Digest of one input as :func:`components.common.execution.execute` finds it; None where it must be made first."""
     if value in SAMPLE_FOLDERS:
@@ -131,12 +154,14 @@ def _nodes(params: Params) -> Iterator[tuple[Any, _Node]]:
     """The tasks of the compiled graph in the order of the line."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from pipelines.line import line_pipeline
+        from pipelines.graph import pipeline_of
 
-        spec = line_pipeline(params).pipeline_spec
+        spec = pipeline_of(params).pipeline_spec
     arguments = {name: value.default_value for name, value in spec.root.input_definitions.parameters.items()}
     tasks = spec.root.dag.tasks
     for station in STATIONS:
+        if station.task not in tasks:
+            continue
         inputs = tasks[station.task].inputs
         parameters, looked_up = {}, set()
         for name, source in inputs.parameters.items():
@@ -160,6 +185,7 @@ def describe(planned: list[Planned]) -> Iterator[str]:
     for found in planned:
         name = f"{found.fingerprint[:12]}" if found.fingerprint else "-" * 12
         yield f"{found.step:<{width}}  {found.action:<8}  {name}  {found.reason}"
+        yield from (f"{'':<{width}}  {line}" for line in found.details)
     spent = sum(found.manifest.seconds for found in planned if found.manifest)
     if spent:
         count = sum(found.action == "reuse" for found in planned)

@@ -1,4 +1,7 @@
-"""The stations of the line in their order: what each node of the graph is called, shown as and given on a cluster."""
+"""The stations in their order: what each node of a graph is called, shown as and given on a cluster.
+
+A graph has those that it needs: a teacher is pretrained and refined, or adopted.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Station:
-    """One node of the graph."""
+    """One node of a graph."""
 
     task: str
     """Its name in the graph."""
@@ -23,11 +26,13 @@ class Station:
 
 STATIONS = (
     Station("curate", "curation", "curation: which images, and how many of which", "1", "2G"),
+    Station("adopt", "adoption", "adoption: a teacher that is there", "1", "4G"),
     Station("pretrain", "pretraining", "pretraining: a teacher by self-distillation", "2", "4G"),
     Station("refine", "refinement", "refinement: dense features by Gram anchoring", "2", "4G"),
     Station("distil", "distillation", "distillation: small students of the teacher", "2", "4G"),
     Station("resolve-champions", None, "champions: what is served now", "250m", "1G"),
     Station("evaluate", "evaluation", "evaluation: measured, compared, judged", "1", "3G"),
+    Station("evaluate-family", "evaluation", "evaluation: measured, compared, judged", "1", "3G"),
     Station("register", "registration", "registration: versions and aliases", "500m", "2G"),
     Station("deploy", "deployment", "deployment: a version on the server, behind its gate", "1", "2G"),
 )

@@ -44,7 +44,11 @@ def build_summary(
         "state": "finished",
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
-        "inputs": {"images": params.inputs.images, "evaluation": params.inputs.evaluation_url()},
+        "inputs": {
+            "images": params.inputs.images,
+            "evaluation": params.inputs.evaluation_url(),
+            "teacher": params.inputs.teacher or None,
+        },
         "report": str(copy),
         "dataset": {
             "digest": curated["digest"],
@@ -88,7 +92,7 @@ def _scores(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _steps(outcomes: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     kept = ("step", "reused", "seconds", "fingerprint", "digest", "path")
-    order = [station.step for station in STATIONS if station.step in outcomes]
+    order = dict.fromkeys(station.step for station in STATIONS if station.step in outcomes)
     return [{key: outcomes[step][key] for key in kept} for step in order if step is not None]
 
 

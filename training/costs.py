@@ -14,6 +14,7 @@ turn; but a process then holds one student only, and works on more images of it 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import time
@@ -27,7 +28,7 @@ from foundry.settings import apply_overrides
 from foundry.storage import local_path
 from training.data.loader import Batch, sizes_at
 from training.data.masks import step_masks
-from training.engine.learner import Learner, build_network
+from training.engine.learner import Learner, Network, build_network
 from training.engine.parallel import Parallel
 from training.engine.process import choose_device
 from training.engine.sources import trained_architecture
@@ -35,7 +36,7 @@ from training.engine.teaching import Teacher
 from training.engine.views import Views
 from training.models.architectures import Architecture, architecture
 from training.models.draws import StepDraws
-from training.recipe import Recipe, load_recipe
+from training.recipe import Recipe, load_recipe, matched_to
 
 IMAGES, ROUNDS = 16, 3
 
@@ -75,13 +76,16 @@ def measure_costs(recipe: Recipe, teacher: Architecture, device: torch.device) -
     """The costs of the students of ``recipe`` beside a teacher of this architecture, on ``device``."""
     group = recipe.losses.koleo_group if recipe.losses.koleo else 1
     images = -(-IMAGES // group) * group
-    recipe = recipe.model_copy(update={"batch": images, "accumulate": 1})
+    recipe = matched_to(recipe, teacher.dim).model_copy(update={"batch": images, "accumulate": 1})
     parallel = Parallel(recipe, device)
     scales = [architecture(student.model).stride // teacher.stride for student in recipe.students]
     views = Views(_random_batch(recipe, teacher.stride, max(scales)).to(device), recipe.crops, max(scales))
     draws = StepDraws.for_images(recipe.seed, 0, range(images), images, (2, recipe.crops.local_count))
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=parallel.bf16)
-    taught = parallel.inference(build_network(teacher, recipe.heads, 0, "cpu").to(device).eval().requires_grad_(False))
+    network = build_network(teacher, recipe.heads, 0, "cpu")
+    if recipe.heads.matching == "features":
+        network = Network.bare(network.backbone)
+    taught = parallel.inference(network.to(device).eval().requires_grad_(False))
     teaching = Teacher(taught, recipe, hides=False)
 
     def pass_of_teacher() -> None:
@@ -145,6 +149,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--recipe", required=True, help="name of a recipe in training/recipes, or a YAML file")
     parser.add_argument("--teacher", required=True, help="run folder to distil from")
     parser.add_argument("--processes", type=int, required=True, help="processes of the whole run")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(argv)
@@ -153,10 +158,20 @@ def main(argv: list[str]) -> int:
         raise UserError(f"recipe {options.recipe}: is for stage {recipe.stage}, and students belong to stage distil")
     costs = measure_costs(recipe, trained_architecture(local_path(options.teacher)), choose_device(recipe.device))
     counts = divide(costs.students, options.processes)
+    divided, in_turn = costs.step(recipe.batch, counts), costs.in_turn(recipe.batch, options.processes)
+    if options.json:
+        document = {
+            "world_size": options.processes,
+            "batch": recipe.batch,
+            "seconds_per_image": {"teacher": costs.teacher, "students": dict(costs.students)},
+            "processes": counts,
+            "step_seconds": {"divided": divided, "in_turn": in_turn},
+        }
+        print(json.dumps(document))
+        return 0
     print(f"{'teacher':<20} {1000 * costs.teacher:9.2f} ms an image")
     for name, cost in costs.students.items():
         print(f"{name:<20} {1000 * cost:9.2f} ms an image   processes: {counts[name]}")
-    divided, in_turn = costs.step(recipe.batch, counts), costs.in_turn(recipe.batch, options.processes)
     print(f"a step of {recipe.batch} images: {divided:.3g} s divided so, {in_turn:.3g} s with all students in turn")
     return 0
 

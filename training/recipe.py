@@ -164,6 +164,13 @@ class Heads(Settings):
     ibot: Head = Head()
     shared: bool = False
     """One head, ``dino``, for both objectives (DINOv2's short recipe)."""
+    matching: Literal["scores", "features"] = "scores"
+    """What students of a distillation learn. scores: the teacher's answers to prototypes. features: its features of the
+    same crops themselves, through a linear map in place of each head (training/objectives/matching.py); then
+    ``losses.dino`` weighs those of images and ``losses.ibot`` those of the patches that ``masks`` choose. The teacher
+    needs no heads."""
+    width: Annotated[int, Field(ge=0)] = 0
+    """Of the teacher's features, where these are matched; 0: taken from the teacher."""
 
     def of_patches(self) -> Head:
         """The head that patches go through."""
@@ -419,6 +426,13 @@ class Recipe(Settings):
             raise ValueError(f"batch {self.batch} is too small for the processes of a student")
         if len({student.name for student in self.students}) != len(self.students):
             raise ValueError("two students have the same name")
+        if self.heads.matching == "features":
+            if self.stage != "distil":
+                raise ValueError("heads.matching 'features' belongs to stage distil")
+            if self.crops.local_count:
+                raise ValueError("heads.matching 'features': a crop matches itself; set crops.local_count to 0")
+            if self.heads.shared or self.teacher.centring != "sinkhorn":
+                raise ValueError("heads.matching 'features' has no prototypes to share or to centre")
         if self.losses.dino_same_crop and self.stage != "distil":
             raise ValueError("losses.dino_same_crop belongs to stage distil")
         anchored = isinstance(self.losses.gram, Schedule) or self.losses.gram > 0
@@ -434,6 +448,19 @@ class Recipe(Settings):
             if spec is not None:
                 check_expressible(spec)
         return self
+
+
+def matched_to(recipe: Recipe, width: int) -> Recipe:
+    """``recipe`` with the width of a teacher's features where students match these; else as it is.
+
+    Raises :class:`UserError` where the recipe says another.
+    """
+    heads = recipe.heads
+    if heads.matching == "scores" or heads.width == width:
+        return recipe
+    if heads.width:
+        raise UserError(f"heads.width is {heads.width}, and the teacher's features are {width} wide")
+    return recipe.model_copy(update={"heads": heads.model_copy(update={"width": width})})
 
 
 def recipe_names() -> list[str]:

@@ -159,7 +159,8 @@ def describe_input(spec: InputSpec, value: str) -> InputRow:
         from components.common.networks import network_digest
 
         named = settled(value)
-        return InputRow(digest=network_digest(network_folder(named)), url=named)
+        digest = spec.digest(named) if spec.digest else network_digest(network_folder(named))
+        return InputRow(digest=digest, url=named)
     if spec.digest is not None:
         return InputRow(digest=spec.digest(value), url=value)
     if is_local(value):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from components.adoption.config import AdoptionConfig
 from components.curation.config import CurationConfig
 from components.deployment.config import DeploymentConfig
 from components.distillation.config import DistillationConfig
@@ -34,6 +35,9 @@ class InputsConfig(Settings):
     """Images whose like are retrieved from the images: a URL, or several as ``NAME=URL;NAME=URL``."""
     raw: str = ""
     """Datasets that are taken as they are: a URL, or several as ``NAME=URL;NAME=URL``."""
+    teacher: str = ""
+    """Network to distil from, in place of pretraining and refining one: a training run, a Hugging Face folder or
+    ``models:/NAME@ALIAS``; empty: none."""
     previous: str = "none"
     """Curated dataset of an earlier state of the images, to which what they have gained is added: a folder, URL,
     ``dvc://`` or ``PATH@REVISION``. ``none``: all images are curated."""
@@ -52,6 +56,8 @@ class Params(Settings):
     """What a line starts from."""
     curation: CurationConfig = CurationConfig()
     """The dataset: which images of the pool, without copies and balanced."""
+    adoption: AdoptionConfig = AdoptionConfig()
+    """The teacher, where it is a network that is there (``inputs.teacher``)."""
     pretraining: PretrainingConfig = PretrainingConfig()
     """The teacher, from random weights."""
     refinement: RefinementConfig = RefinementConfig()

@@ -71,14 +71,17 @@ def training_environment(config: TrainingConfig) -> dict[str, Any]:
     }
 
 
-def run_training(config: TrainingConfig, inputs: Mapping[str, str], output: Path) -> dict[str, Any]:
-    """Train into ``output``, continuing from its checkpoints, and return the run's last figures."""
+def run_training(
+    config: TrainingConfig, inputs: Mapping[str, str], output: Path, recipe: Recipe | None = None
+) -> dict[str, Any]:
+    """Train ``recipe`` (default: that of ``config``) into ``output``, continuing from its checkpoints, and return the
+    run's last figures."""
     from components.common.launcher import launch_training
     from components.common.training_results import discard_old_checkpoints, last_figures
     from foundry.storage import write_atomically
     from training.recipe import dump_recipe
 
-    recipe = config.resolved_recipe()
+    recipe = recipe or config.resolved_recipe()
     recipe_file = output / "recipe.yaml"
     write_atomically(recipe_file, dump_recipe(recipe))
     launch_training(

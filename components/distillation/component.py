@@ -19,7 +19,7 @@ def distil(
     Args:
         config: Section 'distillation' of params.yaml; what is left out has its default.
         dataset: The curated dataset.
-        teacher: The training run it starts from.
+        teacher: The training run, or the adopted network, that they learn from.
         evaluation: Labelled images (URL), 'auto' or 'none'.
         students: The run folder of the students.
         metrics: The last figures of the run.

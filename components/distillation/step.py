@@ -17,22 +17,31 @@ from components.common.training_step import (
     training_environment,
 )
 from components.distillation.config import DistillationConfig
+from components.distillation.division import RECORD, divided
+from foundry.storage import local_path
 
 
 def run(config: DistillationConfig, inputs: Mapping[str, str], output: Path) -> dict[str, Any]:
     """Train every student of the recipe from the teacher's last network."""
-    return run_training(config, inputs, output)
+    recipe = config.resolved_recipe()
+    if config.divide:
+        recipe = divided(recipe, local_path(inputs["teacher"]), config.processes, output)
+    return run_training(config, inputs, output, recipe)
 
 
 STEP = Step(
     name="distillation",
     summary="Train small students from one shared pass of the frozen teacher.",
     config=DistillationConfig,
-    inputs=(DATASET, InputSpec("teacher", "training run to learn from: the result of refinement"), EVALUATION),
+    inputs=(
+        DATASET,
+        InputSpec("teacher", "network to learn from: the result of refinement, pretraining or adoption"),
+        EVALUATION,
+    ),
     run=run,
     code=CODE,
     transient=TRANSIENT,
     environment=training_environment,
     disk_bytes=training_disk_bytes,
-    records=RECORDS,
+    records=(*RECORDS, RECORD),
 )

@@ -28,7 +28,7 @@ from components.evaluation.gates import (
 from components.evaluation.measure import Examination, Examiner, Material
 from components.evaluation.pictures import pca_tiles
 from components.evaluation.report import DATASET_PAGE, Content, RunSummary, render
-from components.evaluation.subjects import Subject, describe_network, find_subjects, read_champions
+from components.evaluation.subjects import TEACHERS, Subject, describe_network, find_subjects, read_champions
 from foundry.errors import UserError
 from foundry.images import Preprocessing
 from foundry.progress import Progress
@@ -85,7 +85,7 @@ def _compare(config: EvaluationConfig, inputs: Mapping[str, str], output: Path) 
     measures = {name: each.measures for name, each in found.items()}
     verdict = judge(subjects, measures, protocol, config.gates)
     networks = {subject.name: describe_network(subject.export) for subject in subjects}
-    runs = [_run_summary(Path(inputs[name]), title, found, protocol) for name, title in RUNS]
+    runs = [_run_summary(Path(inputs[name]), title, found, protocol) for name, title in RUNS if name in inputs]
     facts = read_facts(folder)
     pictures = draw(config, material, subjects, found, colours, shown, protocol, cluster_sheet(dataset, facts))
     evaluated = _describe_evaluation(evaluation, material)
@@ -149,7 +149,9 @@ def _describe_evaluation(evaluation: EvaluationSet | None, material: Material) -
 def _lineage(inputs: Mapping[str, str], evaluation: Mapping[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:
     """What each input's manifest says of itself; an input without one (a folder made by hand) is named only."""
     rows: list[tuple[str, dict[str, Any]]] = []
-    for name in ("dataset", *(name for name, _ in RUNS)):
+    for name in ("dataset", *TEACHERS, "students"):
+        if name not in inputs:
+            continue
         manifest = Path(inputs[name]) / "manifest.json"
         facts: dict[str, Any] = {"folder": shown_url(inputs[name])}
         if manifest.is_file():

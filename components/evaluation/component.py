@@ -1,4 +1,4 @@
-"""The KFP face of evaluation."""
+"""The KFP faces of evaluation: of a whole line, and of a family of students of a teacher that was there."""
 
 from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output, component
 
@@ -44,5 +44,40 @@ def evaluate(
         "evaluation": evaluation,
         "champion": champion,
     }
+    outcome = run_step("evaluation", config, inputs, report, metrics)
+    shutil.copyfile(outcome.path / "report.html", page.path)
+
+
+@component(base_image=IMAGE, install_kfp_package=False)
+def evaluate_family(
+    config: dict,
+    dataset: Input[Dataset],
+    teacher: Input[Model],
+    students: Input[Model],
+    evaluation: str,
+    champion: str,
+    report: Output[Artifact],
+    page: Output[HTML],
+    metrics: Output[Metrics],
+) -> None:
+    """Measure a teacher and its students beside untrained networks and baselines; write a report and a verdict.
+
+    Args:
+        config: Section 'evaluation' of params.yaml; what is left out has its default.
+        dataset: The curated dataset.
+        teacher: The teacher that was there.
+        students: The training run of distillation.
+        evaluation: Labelled images or masks (URL), 'auto' or 'none'.
+        champion: JSON of the registered champions, or empty.
+        report: report.html, verdict.json, metrics.json and plots.
+        page: The report, as the Kubeflow UI shows it.
+        metrics: The main figures of every network.
+    """
+    import shutil
+
+    from components.common.kfp_face import run_step
+
+    inputs = {"dataset": dataset, "teacher": teacher, "students": students}
+    inputs |= {"evaluation": evaluation, "champion": champion}
     outcome = run_step("evaluation", config, inputs, report, metrics)
     shutil.copyfile(outcome.path / "report.html", page.path)

@@ -125,7 +125,7 @@ def _cards(content: Content) -> Markup:
     parts = [(f"{facts.kept:,}", f"images learned from, {facts.found:,} files in the pool")]
     measure = headline_measure(content.verdict.protocol)
     for subject in content.subjects:
-        if subject.kind == "student" or subject.name == "refined":
+        if subject.kind == "student" or subject.name in ("refined", "teacher"):
             value = content.found[subject.name].measures[measure]
             random = content.found[subject.random].measures[measure]
             parts.append(

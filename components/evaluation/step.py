@@ -35,8 +35,9 @@ STEP = Step(
     config=EvaluationConfig,
     inputs=(
         DATASET,
-        InputSpec("pretrained", "training run: the result of pretraining"),
-        InputSpec("refined", "training run: the result of refinement"),
+        InputSpec("pretrained", "training run: the result of pretraining", required=False),
+        InputSpec("refined", "training run: the result of refinement", required=False),
+        InputSpec("teacher", "a teacher that was there: the result of adoption", required=False),
         InputSpec("students", "training run with students/: the result of distillation"),
         InputSpec("evaluation", "labelled images or masks: folder, archive or URL", required=False, kind="url"),
         InputSpec(

@@ -11,6 +11,8 @@ from typing import Any, Literal
 from foundry.errors import UserError
 from foundry.storage import local_path, sha256_of_file
 
+TEACHERS = {"pretrained": "Teacher, pretrained", "refined": "Teacher, refined", "teacher": "Teacher, as given"}
+"""Inputs that are teachers, and their titles: those of a line, or one that was there (adoption)."""
 Kind = Literal["teacher", "student", "champion", "random"]
 
 UNTRAINED = "step-000000000"
@@ -22,7 +24,7 @@ class Subject:
     """One network of the table."""
 
     name: str
-    """Unique, as in metrics.json: ``pretrained``, ``refined``, ``student-vit``, ``student-vit-random``,
+    """Unique, as in metrics.json: ``pretrained``, ``refined``, ``teacher``, ``student-vit``, ``student-vit-random``,
     ``student-vit-champion``."""
     title: str
     """As people read it."""
@@ -94,9 +96,12 @@ def _checked(folder: Path) -> Path:
 def find_subjects(inputs: Mapping[str, str], champions: Mapping[str, Champion]) -> list[Subject]:
     """Every network of the line, each random one before what was trained from it.
 
-    ``inputs`` are the folders ``pretrained``, ``refined`` and ``students``. Random networks whose weights and
+    ``inputs`` are the folders of teachers (:data:`TEACHERS`) and ``students``. Random networks whose weights and
     preprocessing are the same files are listed once.
     """
+    teachers = {name: title for name, title in TEACHERS.items() if name in inputs}
+    if not teachers:
+        raise UserError(f"no teacher is given; give at least one of the inputs {', '.join(TEACHERS)}")
     subjects: list[Subject] = []
     randoms: dict[tuple[str, str], str] = {}
 
@@ -108,7 +113,7 @@ def find_subjects(inputs: Mapping[str, str], champions: Mapping[str, Champion]) 
             subjects.append(Subject(name, title, "random", export))
         return randoms[key]
 
-    for name, title in (("pretrained", "Teacher, pretrained"), ("refined", "Teacher, refined")):
+    for name, title in teachers.items():
         root = Path(inputs[name]) / "export"
         random = random_of(root, f"{name}-random", "Teacher, random weights")
         subjects.append(Subject(name, title, "teacher", latest_export(root), random=random))

@@ -20,7 +20,7 @@ from foundry.storage import sha256_of_file
 def read_manifests(inputs: Mapping[str, str]) -> dict[str, Manifest]:
     """The manifest of every input, checked to belong together.
 
-    The students must have been distilled from this refined teacher on this dataset, and the report must be about these
+    The students must have been distilled from this teacher on this dataset, and the report must be about these
     students; else :class:`UserError`.
     """
     manifests = {}
@@ -34,6 +34,7 @@ def read_manifests(inputs: Mapping[str, str]) -> dict[str, Manifest]:
         ("students", "dataset", "dataset"),
         ("report", "students", "students"),
         ("report", "refined", "refined"),
+        ("report", "teacher", "refined"),
         ("report", "dataset", "dataset"),
     ):
         row = manifests[maker].inputs.get(made_from)

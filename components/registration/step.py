@@ -25,7 +25,7 @@ STEP = Step(
         InputSpec("students", "students to register: the result of distillation"),
         InputSpec("report", "verdict and scores of these students: the result of evaluation"),
         InputSpec("dataset", "curated dataset the golden images come from: the result of curation"),
-        InputSpec("refined", "teacher the students learnt from: the result of refinement"),
+        InputSpec("refined", "teacher the students learnt from: the result of refinement, or of adoption"),
     ),
     run=run,
     code=("components.registration", "foundry"),

@@ -107,6 +107,25 @@ def test_git_is_not_written_to(checkout: Checkout, first: Run) -> None:
     assert git("status", "--porcelain", "--untracked-files=all") == ["?? dvc.lock"]
 
 
+def test_a_family_learns_from_a_registered_student(checkout: Checkout, second: Run) -> None:
+    heads = "distillation.overrides.teacher.head_steps=4"
+    names = "registration.prefix=family-"
+    run = checkout.run("--teacher", "models:/dino-foundry-vit@champion", "--set", heads, "--set", names)
+    assert run.made() == {"adoption", "distillation", "evaluation", *ACTING}
+    assert re.search(r"^\[2/7\] adoption", run.printed, re.M) and "pretraining" not in run.printed
+    scores = {row["network"]: row for row in run.summary["scores"]}
+    student, teacher = (scores[name]["measures"]["knn_top1"] for name in ("student-vit", "teacher"))
+    before = {row["network"]: row["measures"] for row in second.summary["scores"]}
+    assert teacher == before["student-vit"]["knn_top1"] and 0 <= student <= 1
+    assert {"pretrained", "refined"}.isdisjoint(scores)
+    models = {model["model"] for model in run.summary["registered"].values()}
+    assert models == {"family-vit", "family-convnext"}
+    tags = registry(checkout).get_model_version("family-vit", "1").tags
+    assert "foundry.fingerprint.adoption" in tags and "foundry.fingerprint.refinement" not in tags
+    again = checkout.run("--teacher", "models:/dino-foundry-vit@champion", "--set", heads, "--set", names)
+    assert again.made() == set(ACTING)
+
+
 def test_a_second_run_reuses_everything_and_serves_the_champions(first: Run, second: Run) -> None:
     assert second.made() == set(ACTING)
     assert "every result was there already" in second.printed
@@ -141,6 +160,11 @@ def test_a_plan_says_what_a_run_would_do(checkout: Checkout, second: Run) -> Non
     assert {line.split()[0]: line.split()[1] for line in other[:7]} == {
         **dict.fromkeys(("curation", "pretraining"), "reuse"),
         **dict.fromkeys(("refinement", "distillation", "evaluation", *ACTING), "run"),
+    }
+    changes = ("--set", "distillation.divide=true")
+    divided = [line.split() for line in checkout.python("pipelines", "plan", *changes).stdout.splitlines()]
+    assert {line[0]: line[1:5] for line in divided if "processes" in line} == {
+        f"{name}:": ["1", "of", "2", "processes"] for name in ("vit", "convnext")
     }
 
 

@@ -22,8 +22,21 @@ from foundry.settings import Settings
 from pipelines.stations import STATIONS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-STEPS = [station.step for station in STATIONS if station.step]
 TASKS = {station.task: station.step for station in STATIONS}
+LINE = set(TASKS) - {"adopt", "evaluate-family"}
+FAMILY = set(TASKS) - {"pretrain", "refine", "evaluate"}
+STEPS = [TASKS[task] for task in TASKS if task in LINE and TASKS[task]]
+
+
+def compile_line(path: Path, *arguments: str, **variables: str) -> list[dict[str, Any]]:
+    """The documents that ``python -m pipelines compile`` writes to ``path``."""
+    command = [sys.executable, "-m", "pipelines", "compile", str(path), *arguments]
+    subprocess.run(command, cwd=REPOSITORY, env={**os.environ, **variables}, check=True, capture_output=True)
+    return list(yaml.safe_load_all(path.read_bytes()))
+
+
+ELSEWHERE = {"evaluate": {"teacher"}, "evaluate-family": {"pretrained", "refined"}}
+"""Inputs that a task leaves out: a teacher is made by the line, or was there."""
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +46,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     texts = []
     for seed in ("1", "2"):
         path = folder / f"line-{seed}.yaml"
-        subprocess.run(
-            [sys.executable, "-m", "pipelines", "compile", str(path), "--image", "registry/x/python@sha256:0123"],
-            cwd=REPOSITORY,
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            check=True,
-            capture_output=True,
-        )
+        compile_line(path, "--image", "registry/x/python@sha256:0123", PYTHONHASHSEED=seed)
         texts.append(path.read_bytes())
     assert texts[0] == texts[1]
     pipeline, platform = yaml.safe_load_all(texts[0])
@@ -49,7 +56,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 def test_the_stations_are_the_tasks_of_the_graph(compiled: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
     _, pipeline, platform = compiled
     tasks = pipeline["root"]["dag"]["tasks"]
-    assert set(tasks) == set(TASKS)
+    assert set(tasks) == LINE
     for name, task in tasks.items():
         assert task["taskInfo"]["name"] == next(station.title for station in STATIONS if station.task == name)
         assert not task["cachingOptions"].get("enableCache", False)
@@ -65,8 +72,25 @@ def test_every_step_gets_each_of_its_inputs(compiled: tuple[Path, dict[str, Any]
             continue
         inputs = task["inputs"]
         given = {*inputs.get("artifacts", {}), *inputs.get("parameters", {})} - {"config"}
-        assert given == {spec.name for spec in step_named(TASKS[name]).inputs}
+        assert given == {spec.name for spec in step_named(TASKS[name]).inputs} - ELSEWHERE.get(name, set())
         assert inputs["parameters"]["config"]["componentInputParameter"] == TASKS[name]
+
+
+def test_a_family_has_a_teacher_that_is_there_and_nothing_that_makes_one(tmp_path: Path) -> None:
+    pipeline, _ = compile_line(tmp_path / "family.yaml", "--teacher", "models:/vit@champion")
+    tasks = pipeline["root"]["dag"]["tasks"]
+    assert pipeline["pipelineInfo"]["name"] == "dino-foundry-family" and set(tasks) == FAMILY
+    parameters = pipeline["root"]["inputDefinitions"]["parameters"]
+    assert parameters["teacher"]["defaultValue"] == "models:/vit@champion"
+    assert {"pretraining", "refinement"}.isdisjoint(parameters)
+    assert all(len(parameter["description"]) > 20 for parameter in parameters.values())
+    assert tasks["adopt"]["inputs"]["parameters"]["network"]["componentInputParameter"] == "teacher"
+    for task, name in (("distil", "teacher"), ("evaluate-family", "teacher"), ("register", "refined")):
+        assert tasks[task]["inputs"]["artifacts"][name]["taskOutputArtifact"]["producerTask"] == "adopt"
+    for name, task in tasks.items():
+        if TASKS[name] is not None:
+            given = {*task["inputs"].get("artifacts", {}), *task["inputs"].get("parameters", {})} - {"config"}
+            assert given == {spec.name for spec in step_named(TASKS[name]).inputs} - ELSEWHERE.get(name, set())
 
 
 def test_the_image_is_the_one_named(compiled: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
@@ -146,8 +170,8 @@ def test_dvc_has_the_same_steps_with_the_same_inputs(compiled: tuple[Path, dict[
         }
         assert {key: value for key, value in inputs.items() if value.startswith("artifacts/")} == expected
         if "--inputs-from-params" in stages[step]["cmd"]:
-            inputs |= {name: "" for name in InputsConfig.model_fields if name != "images"}
-        assert set(inputs) == {spec.name for spec in step_named(step).inputs}
+            inputs |= {name: "" for name in InputsConfig.model_fields if name not in ("images", "teacher")}
+        assert set(inputs) == {spec.name for spec in step_named(step).inputs} - ELSEWHERE.get(name, set())
         assert f"python -m components.{step} --params params.yaml" in stages[step]["cmd"]
         assert f"--output artifacts/{step}" in stages[step]["cmd"]
         assert set(expected.values()) <= set(stages[step]["deps"])
@@ -167,7 +191,7 @@ def test_dvc_watches_every_setting_that_a_stage_reads() -> None:
 def test_a_null_that_says_something_cannot_go_through_kubeflow() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from pipelines.line import as_struct
+        from pipelines.graph import as_struct
 
     class Inner(Settings):
         size: int | None = None

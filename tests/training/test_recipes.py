@@ -52,7 +52,7 @@ def shrunk(recipe: Recipe) -> Recipe:
         gram = {"gram_size": 3 * patch if each.gram_size else 0}
         return {"global_size": 2 * patch, "local_size": patch, **gram}
 
-    crops = {**sizes(recipe.crops), "local_count": 2}
+    crops = {**sizes(recipe.crops), "local_count": min(2, recipe.crops.local_count)}
     crops["mixture"] = [{**sizes(each), "probability": each.probability} for each in recipe.crops.mixture]
     head = {"prototypes": 24, "hidden": 32, "bottleneck": 16}
     values = recipe.model_dump(mode="json")
@@ -79,7 +79,7 @@ def pretrained(recipe: Recipe, data: Path, folder: Path) -> Path:
     if recipe.stage == "distil":
         model["patch_size"] = architecture(recipe.students[0].model).stride
     crops = {**recipe.crops.model_dump(mode="json"), "gram_size": 0, "mixture": []}
-    heads = recipe.heads.model_dump(mode="json")
+    heads = {**recipe.heads.model_dump(mode="json"), "matching": "scores"}
     first = Recipe.model_validate(small_recipe(model=model, crops=crops, heads=heads, steps=2, workers=0))
     Trainer(first, str(data), str(folder)).run()
     return folder

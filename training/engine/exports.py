@@ -11,6 +11,7 @@ from foundry.images import Preprocessing
 from foundry.storage import write_atomically
 from training.engine.checkpoint import checkpoint_name
 from training.engine.learner import Learner, Network
+from training.models.heads import ProjectionHead
 from training.models.interchange import save_export
 from training.recipe import Recipe
 
@@ -42,7 +43,8 @@ def export_learner(learner: Learner, average: Network, run: Path, done: int, rec
         temporary = root / f".{final.name}.partial"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        heads = {"dino": average.dino_head, "ibot": average.ibot_head}
+        given = {"dino": average.dino_head, "ibot": average.ibot_head}
+        heads = {name: head for name, head in given.items() if isinstance(head, ProjectionHead)}
         save_export(average.backbone, temporary, preprocessing, heads)
         os.rename(temporary, final)
     if latest:

@@ -15,26 +15,27 @@ ONE_PROTOTYPE = 1.5
 
 
 @torch.no_grad()
-def collapse_measures(targets: torch.Tensor, features: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Three numbers in [0, 1] or above that fall when a network collapses.
+def collapse_measures(targets: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Two numbers in [0, 1] of ``targets`` (n, K), a teacher's probabilities.
 
-    ``targets`` (n, K) teacher probabilities, ``features`` (n, D) student CLS features. ``target_entropy``: mean entropy
-    of a target over ln K (0: one prototype each, 1: uniform). ``prototype_use``: perplexity of the mean target over K.
-    ``feature_rank``: effective rank of the centred features, exp of the entropy of the normalised singular values
-    (Roy and Vetterli 2007).
+    ``target_entropy``: mean entropy of a target over ln K (0: one prototype each, 1: uniform). ``prototype_use``:
+    perplexity of the mean target over K, which falls when a network collapses.
     """
     prototypes = targets.shape[1]
     entropy = -torch.special.xlogy(targets, targets).sum(dim=1).mean() / math.log(prototypes)
     mean = targets.mean(dim=0)
     use = torch.exp(-torch.special.xlogy(mean, mean).sum()) / prototypes
+    return {"target_entropy": entropy, "prototype_use": use}
+
+
+@torch.no_grad()
+def feature_rank(features: torch.Tensor) -> torch.Tensor:
+    """Effective rank of centred ``features`` (n, D), exp of the entropy of the normalised singular values (Roy and
+    Vetterli 2007); it falls when a network collapses."""
     features = features.float()
     singular = torch.linalg.svdvals(features - features.mean(dim=0))
     shares = singular / singular.sum().clamp(min=1e-12)
-    return {
-        "target_entropy": entropy,
-        "prototype_use": use,
-        "feature_rank": torch.exp(-torch.special.xlogy(shares, shares).sum()),
-    }
+    return torch.exp(-torch.special.xlogy(shares, shares).sum())
 
 
 class Watch:
@@ -71,7 +72,7 @@ class Watch:
         guards, found = self.guards, []
         if measures["feature_rank"] < guards.collapse_rank:
             found.append(f"feature rank {measures['feature_rank']:.2f} is below {guards.collapse_rank}")
-        if step >= guards.grace_steps:
+        if step >= guards.grace_steps and "target_entropy" in measures:
             if measures["target_entropy"] > guards.collapse_entropy:
                 found.append(f"targets are uniform (entropy {measures['target_entropy']:.4f} of ln K)")
             if measures["prototype_use"] < max(guards.collapse_use * attainable, ONE_PROTOTYPE / prototypes):

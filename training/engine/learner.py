@@ -17,14 +17,15 @@ from training.engine.optimiser import build_optimiser, clip_gradients, move_aver
 from training.engine.parallel import Parallel
 from training.engine.views import Views
 from training.models.architectures import Architecture
-from training.models.build import Backbone, build_backbone, build_head
+from training.models.build import Backbone, build_backbone, build_feature_map, build_head
 from training.models.draws import StepDraws
 from training.models.features import Features
-from training.models.heads import ProjectionHead
+from training.models.heads import FeatureMap, ProjectionHead
 from training.objectives.dino import dino_loss, pair_shares
 from training.objectives.gram import gram_loss
 from training.objectives.ibot import ibot_loss
 from training.objectives.koleo import koleo_loss
+from training.objectives.matching import matching_loss
 from training.recipe import Head, Heads, Recipe, value_at
 
 
@@ -45,11 +46,26 @@ class Network(nn.Module):
     def __init__(self, backbone: Backbone, heads: Heads, seed: int, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.backbone = backbone
-        self.dino_head = _head(backbone, heads.dino, seed + 1, device)
-        self.ibot_head = self.dino_head if heads.shared else _head(backbone, heads.ibot, seed + 2, device)
+        self.dino_head: ProjectionHead | FeatureMap
+        self.ibot_head: ProjectionHead | FeatureMap
+        if heads.matching == "features":
+            dim, width = backbone.config.dim, heads.width
+            self.dino_head = build_feature_map(dim, width, seed=seed + 1, device=device)
+            self.ibot_head = build_feature_map(dim, width, seed=seed + 2, device=device)
+        else:
+            self.dino_head = _head(backbone, heads.dino, seed + 1, device)
+            self.ibot_head = self.dino_head if heads.shared else _head(backbone, heads.ibot, seed + 2, device)
 
     @classmethod
-    def with_heads(cls, backbone: Backbone, dino: ProjectionHead, ibot: ProjectionHead) -> Network:
+    def bare(cls, backbone: Backbone) -> Network:
+        """A network that gives its features in place of scores."""
+        dim = backbone.config.dim
+        return cls.with_heads(backbone, FeatureMap(dim), FeatureMap(dim))
+
+    @classmethod
+    def with_heads(
+        cls, backbone: Backbone, dino: ProjectionHead | FeatureMap, ibot: ProjectionHead | FeatureMap
+    ) -> Network:
         """A network of parts that are there already."""
         network = cls.__new__(cls)
         nn.Module.__init__(network)
@@ -154,7 +170,7 @@ class Learner:
                 add_low_rank(network.backbone, recipe.warm_start.lora_rank, recipe.warm_start.lora_alpha, seed + 3)
         network = network.to(parallel.device).train()
         for head, settings in ((network.dino_head, recipe.heads.dino), (network.ibot_head, recipe.heads.of_patches())):
-            if settings.weight_norm and not settings.trainable_gain:
+            if isinstance(head, ProjectionHead) and settings.weight_norm and not settings.trainable_gain:
                 head.last_layer.weight_g.requires_grad_(False)
         if not recipe.losses.ibot and not recipe.heads.shared:
             network.ibot_head.requires_grad_(False)
@@ -205,23 +221,9 @@ class Learner:
         masks = [targets.masks, *[None] * (len(crops) - 1)]
         output: Output = self.module(crops, masks, targets.masked if weights.ibot else None, draws)
         global_ = output.features[0]
-        images = targets.cls.shape[1]
         usual = recipe.batch / (self.parallel.world * recipe.accumulate)  # images of a part, averaged over all
-
-        same = weights.dino_same_crop
-        local_share, global_share = pair_shares(2, recipe.crops.local_count, same)
-        parts = {
-            "dino_global": dino_loss(output.cls[: 2 * images], targets.cls, ignore_diagonal=not same, images=usual)
-        }
-        total = weights.dino * global_share * parts["dino_global"]
-        if len(locals_):
-            parts["dino_local"] = dino_loss(output.cls[2 * images :], targets.cls, images=usual)
-            local_weight = value_at(weights.dino_local, step, recipe.steps)
-            total = total + weights.dino * local_weight * local_share * parts["dino_local"]
-        if weights.ibot:
-            assert output.patches is not None
-            parts["ibot"] = ibot_loss(output.patches, targets.patches, targets.weights, 2 * usual)
-            total = total + weights.ibot * parts["ibot"]
+        terms = self._scores_learnt if recipe.heads.matching == "scores" else self._features_learnt
+        total, parts = terms(output, targets, usual, step)
         if weights.koleo and koleo:
             held = self._held() if recipe.accumulate == 1 else None
             parts["koleo"] = self._koleo(global_["cls"], held, usual)
@@ -233,6 +235,39 @@ class Learner:
             total = total + value_at(weights.gram, step, recipe.steps) * parts["gram"]
         parts["loss"] = total
         return total, {name: part.detach() for name, part in parts.items()}, global_["cls"]
+
+    def _scores_learnt(
+        self, output: Output, targets: Targets, usual: float, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(sum, parts) of the losses on scores; ``usual`` images of a part of a process."""
+        recipe, weights, crops = self.recipe, self.recipe.losses, 2 * targets.cls.shape[1]
+        same = weights.dino_same_crop
+        local_share, global_share = pair_shares(2, recipe.crops.local_count, same)
+        parts = {"dino_global": dino_loss(output.cls[:crops], targets.cls, ignore_diagonal=not same, images=usual)}
+        total = weights.dino * global_share * parts["dino_global"]
+        if len(output.cls) > crops:
+            parts["dino_local"] = dino_loss(output.cls[crops:], targets.cls, images=usual)
+            local_weight = value_at(weights.dino_local, step, recipe.steps)
+            total = total + weights.dino * local_weight * local_share * parts["dino_local"]
+        if weights.ibot:
+            assert output.patches is not None
+            parts["ibot"] = ibot_loss(output.patches, targets.patches, targets.weights, 2 * usual)
+            total = total + weights.ibot * parts["ibot"]
+        return total, parts
+
+    def _features_learnt(
+        self, output: Output, targets: Targets, usual: float, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same of the losses on features, which no schedule weighs."""
+        weights = self.recipe.losses
+        parts = {"match_images": matching_loss(output.cls, targets.cls.flatten(0, 1), images=2 * usual)}
+        total = weights.dino * parts["match_images"]
+        if weights.ibot:
+            assert output.patches is not None
+            found = matching_loss(output.patches, targets.patches, targets.weights, images=2 * usual)
+            parts["match_patches"] = found
+            total = total + weights.ibot * found
+        return total, parts
 
     def _held(self) -> list[int]:
         """Images of each process that trains this student."""

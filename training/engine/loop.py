@@ -27,7 +27,7 @@ from training.engine.anchoring import choose_gram_teacher
 from training.engine.checkpoint import Checkpointer, latest_checkpoint, load_checkpoint, step_of
 from training.engine.division import Division, Exchange
 from training.engine.exports import export_learner
-from training.engine.guards import Watch, collapse_measures
+from training.engine.guards import Watch, collapse_measures, feature_rank
 from training.engine.journal import Journal
 from training.engine.learner import Learner, Network
 from training.engine.parallel import Parallel
@@ -48,7 +48,7 @@ from training.engine.views import Views
 from training.models.architectures import Architecture, architecture
 from training.models.build import Backbone
 from training.models.draws import StepDraws
-from training.recipe import Recipe, dump_recipe, scaled_learning_rate
+from training.recipe import Recipe, dump_recipe, matched_to, scaled_learning_rate
 
 
 class Trainer:
@@ -83,6 +83,8 @@ class Trainer:
         source = self._teacher_run(recipe, teacher)
         if recipe.model is None and source is not None and recipe.stage == "gram":
             recipe = recipe.model_copy(update={"model": trained_architecture(source).model_dump(mode="json")})
+        if source is not None:
+            recipe = matched_to(recipe, trained_architecture(source).dim)
         backbone = self._start(recipe, start)
         if recipe.model is None and backbone is not None:
             recipe = recipe.model_copy(update={"model": backbone.config.model_dump(mode="json")})
@@ -130,7 +132,7 @@ class Trainer:
         recipe = self.recipe
         if recipe.stage == "distil":
             assert source is not None
-            taught = load_teacher(source)
+            taught = load_teacher(source, heads=recipe.heads.matching == "scores")
             self._check_prototypes(taught)
             self.stride = taught.backbone.config.stride
             self.learners = []
@@ -188,6 +190,8 @@ class Trainer:
 
     def _check_prototypes(self, taught: torch.nn.Module) -> None:
         heads = self.recipe.heads
+        if heads.matching == "features":
+            return
         for kind, ours in (("dino", heads.dino.prototypes), ("ibot", heads.of_patches().prototypes)):
             theirs = getattr(taught, f"{kind}_head").prototypes
             if theirs != ours:
@@ -284,8 +288,9 @@ class Trainer:
             found = learner.backward(views, targets, draws, autocast)
             parts |= {learner.prefix + name: value for name, value in found.losses.items()}
             if logged:
-                cls = torch.cat([each.cls.flatten(0, 1) for each in targets])
-                measures = collapse_measures(cls, found.features)
+                measures = {"feature_rank": feature_rank(found.features)}
+                if recipe.heads.matching == "scores":
+                    measures |= collapse_measures(torch.cat([each.cls.flatten(0, 1) for each in targets]))
                 parts |= {learner.prefix + name: value for name, value in measures.items()}
         norms = {f"{lr.prefix}gradient_norm/{name}": norm for lr in self.learners for name, norm in lr.clip().items()}
         total = torch.stack(list(norms.values())).sum()
@@ -331,7 +336,8 @@ class Trainer:
         for name in names:
             prefix = f"{name}/" if name else ""
             measures = ("target_entropy", "prototype_use", "feature_rank")
-            self.watch.collapse(step, {each: values[prefix + each] for each in measures}, prototypes, attainable)
+            found = {each: values[prefix + each] for each in measures if prefix + each in values}
+            self.watch.collapse(step, found, prototypes, attainable)
         return values
 
     def _due(self, step: int, every: int) -> bool:
@@ -407,7 +413,8 @@ def teacher_with_heads(recipe: Recipe, data: str | Mapping[str, str], output: st
     """``teacher`` of a run of ``recipe``; where it is a backbone without heads to distil from, the run folder, below
     ``output``, of the same backbone with heads that were trained on it. Every process calls it; a run that was killed
     goes on."""
-    if recipe.stage != "distil" or not teacher or has_heads(local_path(teacher)):
+    wanted = recipe.stage == "distil" and recipe.heads.matching == "scores"
+    if not wanted or not teacher or has_heads(local_path(teacher)):
         return teacher
     folder = local_path(output) / HEADS
     Trainer(head_recipe(recipe), data, str(folder), start=teacher).run()

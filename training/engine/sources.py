@@ -24,11 +24,19 @@ HEADS = "teacher"
 """Folder, in the run folder of a distillation, of the run that gives heads to a teacher without."""
 
 
+def teacher_folder(path: Path) -> Path:
+    """Where the teacher at ``path`` lies: ``path`` itself (a run folder, or an export), or the newest export in it of a
+    folder that holds exports and no run."""
+    alone = (path / "export" / "latest").is_file() and not (path / "recipe.yaml").is_file()
+    return latest_export(path) if alone else path
+
+
 def trained_architecture(run: Path) -> Architecture:
     """The architecture of the network that ``run`` trained, or of an export.
 
     Raises :class:`UserError` where it is neither.
     """
+    run = teacher_folder(run)
     if (run / "config.json").is_file():
         return load_hugging_face(run).config
     if not (run / "recipe.yaml").is_file():
@@ -54,17 +62,22 @@ def load_trained(run: Path) -> Network:
 
 
 def has_heads(path: Path) -> bool:
-    """Whether the network at ``path`` (a run folder, or an export) comes with its projection heads."""
+    """Whether the network at ``path`` (see :func:`teacher_folder`) comes with its projection heads."""
+    path = teacher_folder(path)
     return (path / "recipe.yaml").is_file() or (path / HEADS_FILE).is_file()
 
 
-def load_teacher(path: Path) -> Network:
+def load_teacher(path: Path, heads: bool = True) -> Network:
     """The teacher of a distillation, frozen, in evaluation mode: of a run folder its trained average, of an export with
-    heads that network."""
+    heads that network. Without ``heads`` it gives features. See :func:`teacher_folder`."""
+    path = teacher_folder(path)
     if (path / "recipe.yaml").is_file():
-        return load_trained(path)
-    heads = load_heads(path)
-    network = Network.with_heads(load_hugging_face(path), heads["dino"], heads.get("ibot", heads["dino"]))
+        trained = load_trained(path)
+        return trained if heads else Network.bare(trained.backbone).eval().requires_grad_(False)
+    if not heads:
+        return Network.bare(load_hugging_face(path)).eval().requires_grad_(False)
+    stored = load_heads(path)
+    network = Network.with_heads(load_hugging_face(path), stored["dino"], stored.get("ibot", stored["dino"]))
     return network.eval().requires_grad_(False)
 
 
@@ -94,7 +107,7 @@ def load_start(path: str, recipe: Recipe) -> Backbone:
     Training-only settings of the recipe's model (stochastic depth, position jitter) are taken over. Raises
     :class:`UserError` where the recipe names another architecture.
     """
-    given = local_path(path)
+    given = teacher_folder(local_path(path))
     if given.is_file():
         backbone = load_official(given)
     elif (given / "recipe.yaml").is_file():

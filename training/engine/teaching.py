@@ -14,6 +14,7 @@ from training.engine.learner import Network, Targets
 from training.engine.optimiser import move_average
 from training.engine.views import Views
 from training.objectives.gram import resize_patch_map
+from training.objectives.matching import whitened
 from training.objectives.targets import SoftmaxCentering, sinkhorn_knopp
 from training.recipe import Recipe
 
@@ -105,6 +106,8 @@ class Teacher:
         ]
 
     def _assign(self, kind: str, scores: Tensor, temperature: float) -> Tensor:
+        if self.recipe.heads.matching == "features":
+            return whitened(scores)
         if self.centres:
             self._seen[kind] = scores
             return self.centres[kind](scores, temperature)

@@ -10,12 +10,12 @@ import torch
 from foundry.vector_math import settle_vector_math
 from training.models.architectures import Architecture, ViTConfig, architecture
 from training.models.convnext import ConvNeXt
-from training.models.heads import ProjectionHead
+from training.models.heads import FeatureMap, ProjectionHead
 from training.models.vit import VisionTransformer
 
 Backbone = VisionTransformer | ConvNeXt
 
-M = TypeVar("M", VisionTransformer, ConvNeXt, ProjectionHead)
+M = TypeVar("M", VisionTransformer, ConvNeXt, ProjectionHead, FeatureMap)
 
 
 def build_backbone(
@@ -59,6 +59,11 @@ def build_head(
         seed,
         device,
     )
+
+
+def build_feature_map(dim: int, width: int, *, seed: int = 0, device: str | torch.device = "cpu") -> FeatureMap:
+    """A linear map of features ``dim`` wide to ``width``, initialised from ``seed``."""
+    return _materialise(lambda: FeatureMap(dim, width), seed, device)
 
 
 def _materialise(make: Callable[[], M], seed: int, device: str | torch.device) -> M:

@@ -1,4 +1,7 @@
-"""Projection heads of DINO and iBOT: an MLP to a normalised bottleneck, then scores against prototypes."""
+"""Projection heads of DINO and iBOT: an MLP to a normalised bottleneck, then scores against prototypes.
+
+In their place, where features themselves are matched: a linear map to the teacher's width, and no head at all.
+"""
 
 from __future__ import annotations
 
@@ -97,3 +100,33 @@ class ProjectionHead(nn.Module):
             return self.last_layer(x)
         weight = self.last_layer.weight  # where it has to be computed, computed once
         return [F.linear(part, weight) for part in x.split(list(rows))]
+
+
+class FeatureMap(nn.Module):
+    """A linear map of features to another width; with ``width`` None the features as they are."""
+
+    def __init__(self, dim: int, width: int | None = None) -> None:
+        super().__init__()
+        self.linear = nn.Identity() if width is None else nn.Linear(dim, width)
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Truncated normal weights of standard deviation 1 / sqrt(dim), zero bias; draws from ``generator`` only."""
+        if isinstance(self.linear, nn.Linear):
+            nn.init.trunc_normal_(self.linear.weight, std=self.linear.in_features**-0.5, generator=generator)
+            nn.init.zeros_(self.linear.bias)
+
+    @overload
+    def forward(self, x: Tensor, only: Literal["bottleneck", "prototypes"] | None = None) -> Tensor: ...
+    @overload
+    def forward(self, x: Tensor, *, rows: Sequence[int]) -> list[Tensor]: ...
+    def forward(
+        self,
+        x: Tensor,
+        only: Literal["bottleneck", "prototypes"] | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> Tensor | list[Tensor]:
+        """(n, D) -> (n, width). ``only`` and ``rows`` as of :class:`ProjectionHead`: it has no bottleneck, so
+        ``prototypes`` leaves rows as they are, which are mapped already."""
+        if only != "prototypes":
+            x = self.linear(x)
+        return x if rows is None else list(x.split(list(rows)))

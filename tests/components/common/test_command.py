@@ -82,7 +82,9 @@ def test_a_mistake_is_one_line_and_status_2(arguments: list[str], words: str, ca
         main_for(PRETRAINING, [*arguments, "--debug"])
 
 
-@pytest.mark.parametrize("name", ["curation", "pretraining", "refinement", "distillation", "evaluation", "deployment"])
+@pytest.mark.parametrize(
+    "name", ["curation", "adoption", "pretraining", "refinement", "distillation", "evaluation", "deployment"]
+)
 def test_help_answers_at_once_and_imports_nothing_heavy(name: str) -> None:
     code = (
         "import runpy, sys\n"

@@ -11,7 +11,16 @@ from components.common import kfp_face
 from components.common.image import IMAGE
 from components.common.kfp_face import FAILURE_VARIABLE, run_step, scalars, step_named
 
-STEPS = ["curation", "pretraining", "refinement", "distillation", "evaluation", "registration", "deployment"]
+STEPS = [
+    "curation",
+    "adoption",
+    "pretraining",
+    "refinement",
+    "distillation",
+    "evaluation",
+    "registration",
+    "deployment",
+]
 
 
 class Artifact:

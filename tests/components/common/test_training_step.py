@@ -22,11 +22,13 @@ from components.common.training_step import (
     training_disk_bytes,
     training_environment,
 )
+from components.distillation.division import RECORD, describe, divided, measure_division
 from components.distillation.step import STEP as DISTILLATION
 from components.pretraining.step import STEP as PRETRAINING
 from components.refinement.step import STEP as REFINEMENT
 from foundry.errors import UserError
 from foundry.settings import Settings
+from training.recipe import load_recipe
 
 TINY_VIT = {"arch": "vit", "dim": 32, "depth": 1, "heads": 2, "patch_size": 16, "registers": 1}
 TINY_CONVNEXT = {"arch": "convnext", "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}
@@ -120,6 +122,35 @@ def test_refinement_and_distillation_start_from_a_result(pretrained: Outcome, da
     for name in ("vit", "convnext"):
         assert (distilled.path / "students" / name / "export" / "step-000000004" / "model.safetensors").is_file()
     assert read_manifest(distilled.path).inputs["teacher"].fingerprint == refined.fingerprint
+
+
+def test_processes_are_divided_by_what_students_cost(pretrained: Outcome, dataset: Outcome, store: Store) -> None:
+    students = [{"name": "vit", "model": TINY_VIT}, {"name": "convnext", "model": TINY_CONVNEXT}]
+    config = DISTILLATION.config(processes=2, overrides={**TINY, "students": students}, divide=True)
+    inputs = {"dataset": str(dataset.path), "teacher": str(pretrained.path)}
+    found = execute(DISTILLATION, config, inputs, store=store)
+    recipe = load_recipe(found.path / "recipe.yaml")
+    assert {student.name: student.processes for student in recipe.students} == {"vit": 1, "convnext": 1}
+    assert found.metrics["vit/loss"] > 0 and found.metrics["convnext/loss"] > 0
+    measured = json.loads((found.path / RECORD).read_text())
+    assert measured["processes"] == {"vit": 1, "convnext": 1} and measured["world_size"] == 2
+    with pytest.raises(UserError, match="2 students cannot be divided among 1 processes; raise distillation.processes"):
+        DISTILLATION.config(processes=1, overrides={**TINY, "students": students}, divide=True)
+
+
+def test_a_run_that_goes_on_keeps_its_division(pretrained: Outcome, tmp_path: Path) -> None:
+    students = [{"name": "vit", "model": TINY_VIT}, {"name": "convnext", "model": TINY_CONVNEXT}]
+    recipe = DISTILLATION.config(overrides={**TINY, "students": students}).resolved_recipe()
+    first = divided(recipe, pretrained.path, 3, tmp_path)
+    assert sum(student.processes for student in first.students) == 3
+    document = json.loads((tmp_path / RECORD).read_text())
+    (tmp_path / RECORD).write_text(json.dumps({**document, "processes": {"vit": 4, "convnext": 5}}))
+    again = divided(recipe, pretrained.path, 3, tmp_path)
+    assert [student.processes for student in again.students] == [4, 5]
+    lines = list(describe(document))
+    assert len(lines) == 3 and "of 3 processes" in lines[0] and "with all students in turn" in lines[2]
+    with pytest.raises(UserError, match="could not be measured: .*recipe.yaml is missing"):
+        measure_division(recipe, tmp_path, 3)
 
 
 @pytest.mark.slow

@@ -31,6 +31,15 @@ def test_every_network_beside_its_random_twin(inputs):
     assert all(subject.export.name == "step-000000040" for subject in subjects if subject.kind != "random")
 
 
+def test_a_teacher_that_was_there_stands_in_place_of_those_of_a_line(inputs):
+    given = {"teacher": inputs["refined"], "students": inputs["students"]}
+    found = {subject.name: subject for subject in find_subjects(given, {})}
+    assert list(found)[:2] == ["teacher-random", "teacher"]
+    assert found["teacher"].kind == "teacher" and found["teacher"].random == "teacher-random"
+    with pytest.raises(UserError, match="give at least one of the inputs pretrained, refined, teacher"):
+        find_subjects({"students": inputs["students"]}, {})
+
+
 def test_random_networks_that_differ_are_both_listed(inputs, tmp_path):
     export = tmp_path / "refined/export/step-000000000"
     document = json.loads((export / "preprocessor_config.json").read_text())
