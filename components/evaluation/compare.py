@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import yaml
 
-from components.common.accelerator import default_device
+from components.common.accelerator import accelerator_name, default_device
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.curated import cluster_sheet, read_facts
 from components.evaluation.curves import plot_gram_choice, plot_run, read_curves
@@ -28,6 +28,7 @@ from components.evaluation.gates import (
 from components.evaluation.measure import Examination, Examiner, Material
 from components.evaluation.pictures import pca_tiles
 from components.evaluation.report import DATASET_PAGE, Content, RunSummary, render
+from components.evaluation.speed import BATCH, Speed, measure_speed
 from components.evaluation.subjects import TEACHERS, Subject, describe_network, find_subjects, read_champions
 from foundry.errors import UserError
 from foundry.images import Preprocessing
@@ -67,12 +68,15 @@ def _compare(config: EvaluationConfig, inputs: Mapping[str, str], output: Path) 
 
     found: dict[str, Examination] = {}
     colours: dict[str, list[np.ndarray]] = {}
+    speeds: dict[str, Speed] = {}
     first: tuple[Preprocessing, int] | None = None
     with Progress("evaluation", len(subjects) + 2, "networks") as progress:
         for subject in subjects:
             model, preprocessing = load_export(subject.export)
             model = model.eval().to(device)
             found[subject.name] = examiner.examine(model, preprocessing)
+            if subject.kind != "random":
+                speeds[subject.name] = measure_speed(model, preprocessing, device)
             colours[subject.name] = pca_tiles(model, preprocessing, shown, device)
             first = first or (preprocessing, found[subject.name].details["patch_grid"])
             progress.advance(note=subject.name)
@@ -93,6 +97,8 @@ def _compare(config: EvaluationConfig, inputs: Mapping[str, str], output: Path) 
         verdict=verdict,
         subjects=subjects,
         networks=networks,
+        speeds=speeds,
+        device="CPU, one core" if device == "cpu" else accelerator_name() or device,
         found=found,
         runs=runs,
         pictures=pictures,
@@ -216,6 +222,8 @@ def _write(output: Path, content: Content, champions: Mapping[str, Any]) -> None
     }
     write_atomically(output / "metrics.json", _json(document))
     write_atomically(output / "scores.json", _json(document["measures"]))
+    speeds = {name: asdict(speed) for name, speed in content.speeds.items()}
+    write_atomically(output / "speed.json", _json({"device": content.device, "batch": BATCH, "networks": speeds}))
     write_atomically(output / "verdict.json", _json(content.verdict.document()))
     write_atomically(output / "report.html", render(content))
     if content.facts.page is not None:

@@ -24,6 +24,7 @@ from components.evaluation.curated import CuratedFacts
 from components.evaluation.gates import HISTOGRAM, RAW_PIXELS, Judgement, Verdict, headline_measure, show
 from components.evaluation.measure import MEASURES, Examination
 from components.evaluation.pictures import PALETTE
+from components.evaluation.speed import BATCH, Speed
 from components.evaluation.subjects import Subject
 from foundry.progress import duration
 
@@ -69,6 +70,10 @@ class Content:
     subjects: Sequence[Subject]
     networks: Mapping[str, Mapping[str, Any]]
     """Subject -> architecture, parameters, input_side, sha256."""
+    speeds: Mapping[str, Speed]
+    """Trained subject -> size and speed."""
+    device: str
+    """What these were measured on."""
     found: Mapping[str, Examination]
     """Subject, ``raw pixels`` or ``colour histogram`` -> what was measured."""
     runs: Sequence[RunSummary]
@@ -87,6 +92,7 @@ def render(content: Content) -> str:
     sections = [
         Section("results", "Results", _results(content)),
         Section("gates", "Gates", _gates(content)),
+        Section("speed", "Size and speed", _speed(content)),
         Section("training", "Training", _training(content)),
         Section("features", "Patch features", _features(content)),
         Section("neighbours", "Nearest neighbours", _neighbours(content)),
@@ -189,6 +195,29 @@ def _value(measure: str, value: float | None, css: str = "") -> Cell:
         return number("–")
     scaled = 100 * value if MEASURES[measure].share else value
     return number(f"{scaled:.1f}", css)
+
+
+def _speed(content: Content) -> Markup:
+    head = ["Network", number("Input"), number("Weights"), number("GFLOP an image"), number("Images a second")]
+    rows = []
+    for subject in content.subjects:
+        speed = content.speeds.get(subject.name)
+        if speed is not None:
+            side = content.networks[subject.name]["input_side"]
+            rows.append(
+                [
+                    subject.title,
+                    number(f"{side} px"),
+                    number(f"{speed.megabytes:.1f} MB"),
+                    number(f"{speed.gflop:.3g}"),
+                    number(f"{speed.images_per_second:,.0f}"),
+                ]
+            )
+    note = (
+        f"Float32, {BATCH} images at a time, without decoding and preprocessing; measured on: {content.device}. A "
+        "multiplication and an addition are two operations."
+    )
+    return join([paragraph(note, "note"), table(head, rows)])
 
 
 def _gates(content: Content) -> Markup:

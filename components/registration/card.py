@@ -27,6 +27,7 @@ def model_card(
                 "parameters": f"{count_parameters(student.export):,}",
                 "input": f"{side} x {side} pixels, RGB; see preprocessor_config.json",
                 "weights": "safetensors, float32",
+                **scores.speed(student.name),
                 "digest": f"`{student.digest}`",
             },
         ),

@@ -65,6 +65,8 @@ class Scores:
     """By name of the network in the report: ``student-vit``, ``student-vit-random``, ``raw pixels``."""
     models: Mapping[str, Mapping[str, Any]]
     """By the same names: ``kind``, ``student``, ``random`` (name of the same network untrained)."""
+    speeds: Mapping[str, Any]
+    """``speed.json``: ``device``, ``batch`` and ``networks`` by the same names."""
 
     def of(self, student: str) -> Mapping[str, float]:
         """Measures of a student; empty where the report has none."""
@@ -82,6 +84,18 @@ class Scores:
         }
         return {title: self.measures[column] for title, column in columns.items() if column in self.measures}
 
+    def speed(self, student: str) -> dict[str, str]:
+        """Size and speed of a student, in words; empty where the report has none."""
+        found = self.speeds.get("networks", {}).get(self._name(student, "student"))
+        if found is None:
+            return {}
+        batch, device = self.speeds["batch"], self.speeds["device"]
+        return {
+            "size": f"{found['megabytes']:.1f} MB",
+            "operations": f"{found['gflop']:.3g} GFLOP an image",
+            "speed": f"{found['images_per_second']:,.0f} images a second, {batch} at a time ({device})",
+        }
+
     def _name(self, student: str, kind: str) -> str:
         named = (name for name, row in self.models.items() if (row.get("student"), row.get("kind")) == (student, kind))
         return next(named, "")
@@ -93,4 +107,5 @@ def read_scores(report: Path) -> Scores:
     measures, models = document.get("measures"), document.get("models")
     if not isinstance(measures, dict) or not isinstance(models, dict):
         raise UserError(f"{report}/metrics.json: it holds no measures of networks; give the result of evaluation")
-    return Scores(measures, models)
+    speeds = read_document(report, "speed.json") if (report / "speed.json").is_file() else {}
+    return Scores(measures, models, speeds)

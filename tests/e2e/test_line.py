@@ -109,7 +109,7 @@ def test_git_is_not_written_to(checkout: Checkout, first: Run) -> None:
 
 def test_a_family_learns_from_a_registered_student(checkout: Checkout, second: Run) -> None:
     heads = "distillation.overrides.teacher.head_steps=4"
-    names = "registration.prefix=family-"
+    names = "registration.prefix=family"
     run = checkout.run("--teacher", "models:/dino-foundry-vit@champion", "--set", heads, "--set", names)
     assert run.made() == {"adoption", "distillation", "evaluation", *ACTING}
     assert re.search(r"^\[2/7\] adoption", run.printed, re.M) and "pretraining" not in run.printed

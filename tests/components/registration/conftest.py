@@ -108,6 +108,9 @@ def write_report(folder, students, failed=()):
         measures[f"student-{name}"] = {"knn_top1": 0.5, "miou": 0.25}
         measures[f"student-{name}-random"] = {"knn_top1": 0.375, "miou": 0.125}
     (folder / "metrics.json").write_text(json.dumps({"schema": 1, "models": models, "measures": measures}))
+    speed = {"megabytes": 1.25, "gflop": 0.5, "images_per_second": 1234.5}
+    networks = {f"student-{name}": speed for name in students}
+    (folder / "speed.json").write_text(json.dumps({"device": "a machine", "batch": 16, "networks": networks}))
 
 
 @pytest.fixture(scope="session")

@@ -58,6 +58,9 @@ def test_the_files_of_a_version(registered, line, tmp_path, register):
         "CC0",
         "Passed",
         "evaluation-fingerprint",
+        "| size | 1.2 MB |",
+        "| operations | 0.5 GFLOP an image |",
+        "| speed | 1,234 images a second, 16 at a time (a machine) |",
     ):
         assert words in card
     parameters = sum(tensor.numel() for tensor in line.networks["vit", 1].state_dict().values())

@@ -81,6 +81,57 @@ def test_killed_run_resumes_and_ends_bit_for_bit_the_same(data, tmp_path, proces
     assert not list((run / "checkpoints").glob(".*"))
 
 
+STUDENTS = [
+    {"name": "vit", "model": {"arch": "vit", "dim": 16, "depth": 1, "heads": 1, "patch_size": 8}},
+    {"name": "convnext", "model": {"arch": "convnext", "depths": [1, 1, 1], "dims": [8, 8, 16]}},
+]
+LATER = {
+    "gram": {
+        "crops": {"global_size": 32, "local_size": 16, "local_count": 1, "gram_size": 64},
+        "losses": {"koleo_group": 4, "gram": 2.0},
+        "teacher": {"gram_refresh_every": 3, "gram_refreshes": 2},
+    },
+    "distil": {"students": STUDENTS},
+    "divided": {"stage": "distil", "students": [{**student, "processes": 1} for student in STUDENTS]},
+}
+
+
+@pytest.mark.parametrize(("stage", "processes"), [("gram", 1), ("gram", 2), ("distil", 1), ("divided", 2)])
+def test_a_later_stage_that_is_killed_ends_bit_for_bit_the_same(data, unbroken, tmp_path, stage, processes):
+    step = random.SystemRandom().randrange(8)
+    settings = {"name": stage, "stage": stage, "model": None, "steps": 12, **LATER[stage]}
+    recipe, run, whole = write_recipe(tmp_path / "recipe.yaml", **settings), tmp_path / "run", tmp_path / "whole"
+    train(processes, recipe, data, whole, "--teacher", unbroken)
+    arguments = ("--recipe", recipe, "--data", data, "--output", run, "--teacher", unbroken)
+    killed_at(step, processes, run, *arguments)
+    train(processes, recipe, data, run, "--teacher", unbroken)
+    refreshed = ["gram-teacher"] * 2 if stage == "gram" else []
+    assert [name for name in events(whole) if name not in ("started", "resumed")] == [*refreshed, "finished"]
+    assert [name for name in events(run) if name not in ("started", "resumed")] == [*refreshed, "finished"]
+    files = [path.relative_to(whole) for path in sorted(whole.rglob("step-000000012/*.safetensors"))]
+    assert len(files) == (2 if stage == "gram" else 4)
+    for file in files:
+        assert (run / file).read_bytes() == (whole / file).read_bytes(), f"{file}, killed at step {step}"
+
+
+def test_the_gram_teacher_is_refreshed_at_its_steps_also_after_a_restart(data, unbroken, tmp_path):
+    """Right after a refresh teacher and student agree most, so it shows in the loss as well as in the events."""
+    settings = {"name": "gram", "stage": "gram", "model": None, **LATER["gram"]}
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    train(1, write_recipe(tmp_path / "whole.yaml", steps=10, **settings), data, whole, "--teacher", unbroken)
+    for steps in (3, 4, 6, 10):  # it ends right before, with and right after a refresh
+        train(1, write_recipe(tmp_path / "part.yaml", steps=steps, **settings), data, run, "--teacher", unbroken)
+
+    def refreshes(folder):
+        lines = (folder / "events.jsonl").read_text().splitlines()
+        return [row["step"] for row in map(json.loads, lines) if row["event"] == "gram-teacher"]
+
+    assert refreshes(whole) == [2, 5], "after three and six steps, and then twice was enough"
+    assert refreshes(run) == refreshes(whole)
+    found = [[row["gram"] for row in rows(folder) if "gram" in row] for folder in (run, whole)]
+    assert found[0] == found[1] and len(found[0]) == 10
+
+
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
     """Losses of a run of 16 steps by one process."""
@@ -129,12 +180,8 @@ def test_gram_stage_continues_and_distillation_teaches_two_students(data, unbrok
     untrained = (refined / "export/step-000000000/model.safetensors").read_bytes()
     assert untrained == (unbroken / "export/step-000000000/model.safetensors").read_bytes()
 
-    students = [
-        {"name": "vit", "model": {"arch": "vit", "dim": 16, "depth": 1, "heads": 1, "patch_size": 8}},
-        {"name": "convnext", "model": {"arch": "convnext", "depths": [1, 1, 1], "dims": [8, 8, 16]}},
-    ]
     distil = write_recipe(
-        tmp_path / "distil.yaml", name="distil", stage="distil", model=None, steps=3, students=students
+        tmp_path / "distil.yaml", name="distil", stage="distil", model=None, steps=3, students=STUDENTS
     )
     distilled = tmp_path / "distilled"
     train(2, distil, data, distilled, "--teacher", refined)

@@ -42,16 +42,19 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     return run(1, tmp_path_factory.mktemp("single") / "one")[0]
 
 
-def test_two_processes_give_the_values_and_gradients_of_one(one: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    two = run(2, tmp_path / "two")
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_give_the_values_and_gradients_of_one(
+    processes: int, one: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    several = run(processes, tmp_path / "several")
     assert {name.split()[1] for name in one if name.startswith("value")} >= {"dino_local", "ibot", "koleo_8", "gram"}
     for name, expected in one.items():
-        for result in two:
+        for result in several:
             assert result[name].shape == expected.shape
             difference = (result[name] - expected).norm() / expected.norm()
             assert difference <= 1e-5, f"{name}: {difference:.2e}"
     assert all(torch.isfinite(tensor).all() and tensor.norm() > 0 for tensor in one.values())
-    assert all(torch.equal(two[0][name], two[1][name]) for name in one)
+    assert all(torch.equal(several[0][name], other[name]) for name in one for other in several)
 
 
 def test_koleo_looks_beyond_its_process(one: dict[str, torch.Tensor]) -> None:
