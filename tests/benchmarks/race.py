@@ -3,7 +3,8 @@
     FOUNDRY_DATA=... python tests/benchmarks/race.py --peer PYTHON --folder DIR [--epochs 5] [--seeds 0 1 2]
 
 A ViT of 3 x 96 with patches of 8 pixels, 2 crops of 32 and 2 of 16 pixels, the same scales, no blur, no solarisation;
-all else as each side has it: here the `laptop` recipe, there method ``dino`` with its warm-ups set to the budget.
+all else as each side has it: here the `laptop` recipe, there method ``dino`` with its warm-ups set to the budget and
+what else serves it (see ``peer_side.race``).
 ``PYTHON``: an environment made from tests/benchmarks/peer.txt; LightlyTrain is a black box. For each seed both train at
 the same time, each on one core (cores change with the seed). The peer's time for ``--epochs`` passes is the budget;
 the other side gets as many steps as a trial of both says fit into 0.95 of it. Measured by weighted 10-NN of the
