@@ -26,6 +26,10 @@ Description = Annotated[dict[str, Any], AfterValidator(lambda given: dict(sorted
 """A mapping whose order says nothing: what wrote it (YAML, JSON, a protocol buffer) never shows in a run folder."""
 
 
+TRAINING_ONLY = ("drop_path", "rope_rescale", "rope_jitter", "rope_shift", "rope_jitter_scope")
+"""Settings of an architecture that matter in training only, and that a later stage may change."""
+
+
 class Schedule(Settings):
     """A value over optimiser steps: a rise (or fall) from ``start`` to ``peak``, then the shape from there to ``end``.
 
@@ -372,7 +376,8 @@ class Recipe(Settings):
     mix: Mix | None = None
     """How the parts of the dataset fill the steps; as its own dataset.json says where not given."""
     model: Description | None = None
-    """Architecture; taken from the teacher's run (stage gram) or the warm start's backbone where not given."""
+    """Architecture; taken from the teacher's run (stage gram) or the warm start's backbone where not given. Stage gram
+    may change what concerns training alone (:data:`TRAINING_ONLY`): ``{rope_rescale: 2.0}``."""
     warm_start: WarmStart | None = None
     """Start from a given backbone instead of random weights (stage pretrain)."""
     students: tuple[Student, ...] = ()
@@ -444,9 +449,16 @@ class Recipe(Settings):
             raise ValueError(f"batch {self.batch} is not a multiple of accumulate {self.accumulate}")
         if self.batch % self.losses.koleo_group and self.losses.koleo:
             raise ValueError(f"batch {self.batch} is not a multiple of losses.koleo_group {self.losses.koleo_group}")
-        for spec in [self.model, *(student.model for student in self.students)]:
-            if spec is not None:
-                check_expressible(spec)
+        if self.stage == "gram" and self.model is not None and "arch" not in self.model:
+            if others := sorted(set(self.model) - set(TRAINING_ONLY)):
+                raise ValueError(
+                    f"model.{others[0]}: stage gram continues the teacher's network; what concerns training alone may "
+                    f"differ: {', '.join(TRAINING_ONLY)}"
+                )
+        elif self.model is not None:
+            check_expressible(self.model)
+        for student in self.students:
+            check_expressible(student.model)
         return self
 
 

@@ -36,6 +36,7 @@ from training.engine.process import choose_device, own_run_folder
 from training.engine.served_metrics import ServedMetrics
 from training.engine.sources import (
     HEADS,
+    continued_model,
     has_heads,
     head_recipe,
     load_start,
@@ -81,8 +82,9 @@ class Trainer:
         self._lock = own_run_folder(self.run_folder) if self.rank == 0 else None
         barrier()
         source = self._teacher_run(recipe, teacher)
-        if recipe.model is None and source is not None and recipe.stage == "gram":
-            recipe = recipe.model_copy(update={"model": trained_architecture(source).model_dump(mode="json")})
+        if source is not None and recipe.stage == "gram":
+            model = continued_model(trained_architecture(source), recipe.model)
+            recipe = recipe.model_copy(update={"model": model})
         if source is not None:
             recipe = matched_to(recipe, trained_architecture(source).dim)
         backbone = self._start(recipe, start)

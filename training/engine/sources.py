@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from foundry.errors import UserError
 from foundry.storage import local_path
@@ -47,6 +49,14 @@ def trained_architecture(run: Path) -> Architecture:
     if recipe.model is None:
         raise UserError(f"{run}/recipe.yaml: does not name the model")
     return architecture(recipe.model)
+
+
+def continued_model(trained: Architecture, changes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Description of the network with which a Gram stage continues: ``trained`` with the recipe's ``changes``, or what
+    these describe where they are a whole description."""
+    if changes and "arch" in changes:
+        return dict(changes)
+    return architecture({**trained.model_dump(mode="json"), **(changes or {})}).model_dump(mode="json")
 
 
 def load_trained(run: Path) -> Network:

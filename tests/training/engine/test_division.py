@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +31,9 @@ def family(folder: Path, processes: tuple[int, int] = (0, 0), **changes: object)
     return write_recipe(folder / "family.yaml", name="family", stage="distil", model=None, **changes)
 
 
-def losses(run: Path) -> np.ndarray:
+def losses(run: Path, names: Sequence[str] = ("vit", "convnext")) -> np.ndarray:
     return np.array(
-        [
-            [row[f"{name}/{loss}"] for name in ("vit", "convnext") for loss in LOSSES]
-            for row in rows(run)
-            if "loss" in row
-        ]
+        [[row[f"{name}/{loss}"] for name in names for loss in LOSSES] for row in rows(run) if "loss" in row]
     )
 
 
@@ -66,18 +63,21 @@ def test_the_losses_are_those_of_one_process(
         assert latest_export(tmp_path / "run", name).name == f"step-{STEPS:09d}"
 
 
-def test_a_family_learns_what_each_of_its_students_learns_alone(
-    data: Path, pretrained: Path, in_turn: Path, tmp_path: Path
-) -> None:
-    names = ("vit", "convnext")
-    for number, (name, model) in enumerate(zip(names, (VIT, CONVNEXT), strict=True)):
-        folder = tmp_path / name
+def test_a_family_learns_what_each_of_its_students_learns_alone(data: Path, pretrained: Path, tmp_path: Path) -> None:
+    three = [
+        {"name": name, "model": model}
+        for name, model in {"vit": VIT, "convnext": CONVNEXT, "small": {**VIT, "dim": 16, "depth": 1}}.items()
+    ]
+    crops = {"global_size": 32, "local_size": 16, "local_count": 2, "made_at": 2}
+    found = {}
+    for students in (three, *([student] for student in three)):
+        folder = tmp_path / "-".join(str(student["name"]) for student in students)
         folder.mkdir()
-        crops = {"global_size": 32, "local_size": 16, "local_count": 2, "made_at": 2}
-        recipe = family(folder, students=[{"name": name, "model": model}], crops=crops)
-        train(1, recipe, data, folder / "run", "--teacher", pretrained)
-        alone = [[row[f"{name}/{loss}"] for loss in LOSSES] for row in rows(folder / "run") if "loss" in row]
-        np.testing.assert_allclose(alone, losses(in_turn)[:, 5 * number : 5 * number + 5], rtol=1e-5, atol=1e-6)
+        train(1, family(folder, students=students, crops=crops), data, folder / "run", "--teacher", pretrained)
+        names = [str(student["name"]) for student in students]
+        found[folder.name] = losses(folder / "run", names)
+    alone = np.concatenate([found[str(student["name"])] for student in three], axis=1)
+    np.testing.assert_allclose(alone, found["vit-convnext-small"], rtol=1e-5, atol=1e-6)
 
 
 def test_the_teacher_answers_once_for_a_batch(

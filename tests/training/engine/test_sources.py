@@ -7,17 +7,33 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from tests.training.small_runs import HEADS, events, rows, train, write_recipe
+from tests.training.small_runs import HEADS, events, rows, small_recipe, train, write_recipe
 from training.engine import sources
 from training.engine.exports import latest_export
+from training.models.architectures import architecture
 from training.models.interchange import load_hugging_face
+from training.recipe import Recipe, load_recipe
 
 STUDENT = {
     "name": "vit",
     "model": {"arch": "vit", "dim": 32, "depth": 2, "heads": 2, "patch_size": 8, "layer_scale": 0.5, "init": "fan_in"},
 }
 WIDER = {kind: {**head, "hidden": 48} for kind, head in HEADS.items()}
+
+
+def test_a_gram_stage_changes_what_concerns_training_alone(data: Path, pretrained: Path, tmp_path: Path) -> None:
+    sizes = [{"global_size": side, "local_size": 16, "gram_size": side, "probability": 0.5} for side in (32, 40)]
+    crops = {"global_size": 32, "local_size": 16, "local_count": 2, "gram_size": 32, "mixture": sizes}
+    stage = {"stage": "gram", "steps": 4, "losses": {"koleo_group": 4, "gram": 1.0}, "crops": crops}
+    recipe = write_recipe(tmp_path / "high.yaml", **stage, model={"rope_rescale": 2.0})
+    train(1, recipe, data, tmp_path / "run", "--teacher", pretrained)
+    before, after = (load_recipe(run / "recipe.yaml").model for run in (pretrained, tmp_path / "run"))
+    assert before is not None and after is not None and after["rope_rescale"] == 2.0
+    assert {**after, "rope_rescale": None} == architecture(before).model_dump(mode="json")
+    with pytest.raises(ValidationError, match="model.dim: stage gram continues the teacher's network"):
+        Recipe.model_validate(small_recipe(**stage, model={"dim": 48, "rope_rescale": 2.0}))
 
 
 def distillation(folder: Path, **changes: object) -> Path:
