@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "plan", "what `run` would do here: which results are there, which would be made", _plan)
 
     compiled = _command(commands, "compile", "write the pipeline YAML for the Kubeflow UI", _compile)
-    compiled.add_argument("path", nargs="?", type=Path, help="file to write (default: pipelines/build/line.yaml)")
+    compiled.add_argument("path", nargs="?", type=Path, help="file to write (default: in pipelines/build)")
     compiled.add_argument("--image", help="container image of the steps, best by digest (default: FOUNDRY_IMAGE)")
 
     submit = _command(commands, "submit", "start a run on a Kubeflow Pipelines server", _submit)
@@ -60,7 +60,9 @@ def _command(commands: argparse._SubParsersAction, name: str, summary: str, acti
         "--images", metavar="URL", help="unlabelled images: folder, archive or fsspec URL (inputs.images)"
     )
     parser.add_argument(
-        "--teacher", metavar="URL", help="network to distil from in place of training one (inputs.teacher)"
+        "--teacher",
+        metavar="NETWORK",
+        help="folder or models:/NAME@ALIAS to distil from in place of training a teacher (inputs.teacher)",
     )
     parser.add_argument("--evaluation", metavar="URL", help="labelled images to measure with (inputs.evaluation)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -85,7 +87,22 @@ def _params(arguments: argparse.Namespace) -> Params:
         check_images(params.inputs.images, "inputs.images=")
         check_labels(params.inputs.evaluation, "inputs.evaluation=")
         check_teacher(params.inputs.teacher)
+        _check_generations(params)
     return params
+
+
+def _check_generations(params: Params) -> None:
+    """A student that becomes champion under the name of its teacher's alias would teach the next run."""
+    from foundry.errors import UserError
+
+    teacher = params.inputs.teacher
+    models = {params.registration.model_name(each.name) for each in params.distillation.resolved_recipe().students}
+    for model in sorted(models):
+        if teacher.startswith(f"models:/{model}@"):
+            raise UserError(
+                f"inputs.teacher={teacher}: a student of this run gets the same name, and as champion would be the "
+                "teacher of the next; set registration.prefix, or name a version (models:/NAME/VERSION)"
+            )
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -105,9 +122,9 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _compile(arguments: argparse.Namespace) -> int:
     params = _params(arguments)
-    from pipelines.compilation import DEFAULT_PATH, compile_line
+    from pipelines.compilation import compile_line, default_path
 
-    print(compile_line(params, arguments.path or DEFAULT_PATH, arguments.image))
+    print(compile_line(params, arguments.path or default_path(params), arguments.image))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The line as the YAML that the Kubeflow UI takes."""
+"""The line, or a family of students, as the YAML that the Kubeflow UI takes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from foundry.errors import UserError
 from foundry.home import REPOSITORY
 from foundry.storage import write_atomically
 
-DEFAULT_PATH = REPOSITORY / "pipelines" / "build" / "line.yaml"
+BUILD = REPOSITORY / "pipelines" / "build"
+
+
+def default_path(params: Params) -> Path:
+    """Where the pipeline that ``params`` ask for is written, where nobody says."""
+    return BUILD / ("family.yaml" if params.inputs.teacher else "line.yaml")
 
 
 def compile_line(params: Params, path: Path, image: str | None = None) -> Path:
@@ -39,7 +44,7 @@ def compile_line(params: Params, path: Path, image: str | None = None) -> Path:
     return path
 
 
-_HEADER = "# The line for the upload page of Kubeflow Pipelines; written by `python -m pipelines compile`.\n"
+_HEADER = "# For the upload page of Kubeflow Pipelines; written by `python -m pipelines compile`.\n"
 
 
 def _without_header(text: str) -> str:

@@ -45,14 +45,18 @@ def check_labels(url: str, prefix: str = "EVAL=") -> None:
 
 
 def check_teacher(url: str) -> None:
-    """Raise :class:`UserError` when ``url`` names no network; nothing and a registered model pass."""
-    from components.common.model_inputs import REGISTERED, network_folder
+    """Raise :class:`UserError` when ``url`` names no network; nothing passes. Of a registered model only that it exists
+    is asked."""
+    from components.common.model_inputs import REGISTERED, network_folder, settled
 
-    if url and not url.startswith(REGISTERED):
+    if url:
         try:
-            network_folder(url)
+            if url.startswith(REGISTERED):
+                settled(url)
+            else:
+                network_folder(url)
         except UserError as error:
-            raise UserError(f"inputs.teacher={error}") from None
+            raise UserError(f"inputs.teacher={url}: {str(error).removeprefix(f'{url}: ')}") from None
 
 
 def _relative(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -67,7 +68,8 @@ def plan_line(params: Params, store: Store | None = None) -> list[Planned]:
         found = _plan_step(step, node, getattr(params, step.name), results, store, params)
         if step.name == "distillation" and params.distillation.divide and found.action != "reuse":
             teacher = results.get(node.artifacts["teacher"])
-            found = replace(found, details=tuple(_division(params, teacher)))
+            begun = store.folder(step.name, f"{found.fingerprint}.partial") if found.action == "continue" else None
+            found = replace(found, details=tuple(_division(params, teacher, begun)))
         planned.append(found)
         if found.manifest is not None:
             results[station.task] = store.folder(step.name, found.manifest.fingerprint)
@@ -113,13 +115,16 @@ def _plan_step(
     return Planned(step.name, "run", "no result with these settings, inputs and this code", fingerprint)
 
 
-def _division(params: Params, teacher: Path | None) -> Iterator[str]:
-    """How the processes of distillation would be divided, by costs that are measured now. ``teacher``: its result;
-    where it is not there yet, the network that it will be."""
+def _division(params: Params, teacher: Path | None, begun: Path | None) -> Iterator[str]:
+    """How the processes of distillation are divided, by what the run ``begun`` has measured, else by costs that are
+    measured now. ``teacher``: its result; where it is not there yet, the network that it will be."""
     from components.common.model_inputs import network_folder, settled
-    from components.distillation.division import describe, measure_division
+    from components.distillation.division import RECORD, describe, measure_division
     from training.recipe import dump_recipe
 
+    if begun is not None and (begun / RECORD).is_file():
+        yield from describe(json.loads((begun / RECORD).read_text(encoding="utf-8")))
+        return
     recipe, processes = params.distillation.resolved_recipe(), params.distillation.processes
     with tempfile.TemporaryDirectory() as scratch:
         if teacher is None and params.inputs.teacher:

@@ -82,6 +82,11 @@ def _check_reachable_inputs(params: Params) -> None:
     for name, value in params.inputs.model_dump().items():
         for url in labelled(value).values() if name in ("seeds", "raw") else [value]:
             known = url in ("sample:", "sample:evaluation", "auto", "none", "")
+            if name in ("teacher", "backbone") and url and not url.startswith(("/foundry/", "models:/")):
+                raise UserError(
+                    f"submit: inputs.{name}={url}: pods read a network from below /foundry, their shared volume, or "
+                    "from the registry (models:/NAME@ALIAS)"
+                )
             if not known and "://" not in url and not url.startswith(("/foundry/", "models:/")):
                 raise UserError(
                     f"submit: inputs.{name}={url}: a path of this machine; pods need a URL (s3://bucket/folder) or a "

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 
 from foundry.errors import UserError, run_command
+from foundry.lifetime import die_with_launcher
 from foundry.settings import apply_overrides
 from foundry.storage import local_path
 from training.data.loader import Batch, sizes_at
@@ -143,6 +144,7 @@ def _seconds(work: Callable[[], None], device: torch.device) -> float:
 
 def main(argv: list[str]) -> int:
     """Run the command; returns the exit status."""
+    die_with_launcher()
     parser = argparse.ArgumentParser(
         prog="python -m training.costs", description="Measure a distillation's parts and divide processes by them."
     )

@@ -45,9 +45,9 @@ def parameters(recipe: Recipe) -> tuple[int, int]:
 
     Raises :class:`UserError` where the recipe leaves the network to its teacher or its students.
     """
-    if recipe.model is None:
+    if recipe.own_model is None:
         raise UserError(f"recipe {recipe.name}: names no model; give one, as model: {{arch: NAME}}")
-    network = build_network(architecture(recipe.model), recipe.heads, recipe.seed, "meta")
+    network = build_network(architecture(recipe.own_model), recipe.heads, recipe.seed, "meta")
     if not recipe.losses.ibot and not recipe.heads.shared:
         network.ibot_head.requires_grad_(False)
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
@@ -89,5 +89,5 @@ def _scores(recipe: Recipe, processes: int, masked: int | None) -> int:
 
 
 def _patches(recipe: Recipe) -> int:
-    assert recipe.model is not None
-    return (recipe.crops.global_size // architecture(recipe.model).stride) ** 2
+    assert recipe.own_model is not None
+    return (recipe.crops.global_size // architecture(recipe.own_model).stride) ** 2

@@ -413,6 +413,11 @@ class Recipe(Settings):
     export_size: Annotated[int, Field(ge=0)] = 0
     """Side of the images that exported models take; 0: the global crop size."""
 
+    @property
+    def own_model(self) -> dict[str, Any] | None:
+        """``model`` where it describes a whole network, None where that is the teacher's or the warm start's."""
+        return self.model if self.model is not None and "arch" in self.model else None
+
     @model_validator(mode="after")
     def _stage_is_complete(self) -> Recipe:
         from training.models.architectures import check_expressible
@@ -449,7 +454,7 @@ class Recipe(Settings):
             raise ValueError(f"batch {self.batch} is not a multiple of accumulate {self.accumulate}")
         if self.batch % self.losses.koleo_group and self.losses.koleo:
             raise ValueError(f"batch {self.batch} is not a multiple of losses.koleo_group {self.losses.koleo_group}")
-        if self.stage == "gram" and self.model is not None and "arch" not in self.model:
+        if self.stage == "gram" and self.model is not None and self.own_model is None:
             if others := sorted(set(self.model) - set(TRAINING_ONLY)):
                 raise ValueError(
                     f"model.{others[0]}: stage gram continues the teacher's network; what concerns training alone may "

@@ -18,11 +18,17 @@ def run(config: AdoptionConfig, inputs: Mapping[str, str], output: Path) -> dict
 
 
 def _digest(url: str) -> str:
-    """What names the network, its heads included."""
-    from components.adoption.adopt import digest_with_heads
+    """What names the network, its heads and its terms included."""
+    from components.adoption.adopt import digest_with_terms
     from components.common.model_inputs import network_folder
 
-    return digest_with_heads(network_folder(url))
+    return digest_with_terms(network_folder(url))
+
+
+def _disk_bytes(config: AdoptionConfig, inputs: Mapping[str, str]) -> int:
+    from components.adoption.adopt import needed_bytes
+
+    return needed_bytes(Path(inputs["network"]))
 
 
 STEP = Step(
@@ -39,4 +45,5 @@ STEP = Step(
     ),
     run=run,
     code=("components.adoption.adopt",),
+    disk_bytes=_disk_bytes,
 )

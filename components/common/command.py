@@ -36,6 +36,11 @@ def _main(step: Step, argv: list[str]) -> int:
     params = load_params(arguments.params, arguments.overrides)
     inputs = parse_inputs(step, arguments.inputs)
     if arguments.inputs_from_params:
+        if params.inputs.teacher:
+            raise UserError(
+                "inputs.teacher: the stages of dvc.yaml train a teacher of their own; use `python -m pipelines run`, "
+                "which adopts the one that is named"
+            )
         named = {spec.name: getattr(params.inputs, spec.name, "") for spec in step.inputs}
         inputs = {**{name: value for name, value in named.items() if value}, **inputs}
     outcome = execute(

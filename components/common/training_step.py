@@ -99,8 +99,8 @@ def run_training(
 def training_disk_bytes(config: TrainingConfig, inputs: Mapping[str, str]) -> int:
     """About what a run writes: its checkpoints at their most, its exports and its logs."""
     recipe = config.resolved_recipe()
-    specs = [recipe.model] if recipe.model else [student.model for student in recipe.students]
-    heads = (recipe.heads.dino, recipe.heads.ibot)
+    specs = [recipe.own_model] if recipe.own_model else [student.model for student in recipe.students]
+    heads = () if recipe.heads.matching == "features" else (recipe.heads.dino, recipe.heads.ibot)
     exports = 2 + (recipe.steps // recipe.cadence.evaluate if recipe.cadence.evaluate else 0)
     # Four-byte numbers: student, average and two moments of AdamW; an export holds the average.
     numbers = 4 * (recipe.cadence.keep_checkpoints + 1) + exports

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundry.errors import UserError
+from foundry.lifetime import watch_environment
 from foundry.storage import write_atomically
 
 if TYPE_CHECKING:
@@ -23,26 +24,31 @@ RECORD = "division.json"
 
 def measure_division(recipe: Recipe, teacher: Path, processes: int) -> dict[str, Any]:
     """What ``python -m training.costs --json`` says of ``recipe`` and ``teacher`` (a run folder, an export, or a folder
-    with the recipe of a run to come), in a process of its own, which gives its memory and its device back.
+    with the recipe of a run to come), in a process of its own, which gives its memory and its device back. Networks are
+    whole in that process, also where the run shards them.
 
     Raises :class:`UserError` where there are fewer processes than students, or a measurement fails.
     """
+    from components.common.launcher import threads_for
     from training.recipe import dump_recipe
 
+    threads = os.environ.get("OMP_NUM_THREADS") or str(threads_for(processes))
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "recipe.yaml"
         file.write_text(dump_recipe(recipe), encoding="utf-8")
         command = [sys.executable, "-m", "training.costs", "--recipe", str(file), "--teacher", str(teacher)]
         done = subprocess.run(
             [*command, "--processes", str(processes), "--json"],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},  # as each of several processes has it
+            env={**os.environ, **watch_environment(), "OMP_NUM_THREADS": threads},
             capture_output=True,
             text=True,
         )
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1].removeprefix("error: ")
+    if done.returncode == 2:  # an error of people
+        reason = done.stderr.strip().splitlines()[-1].removeprefix("error: ")
         raise UserError(f"distillation.divide: the costs of the students could not be measured: {reason}")
-    found: dict[str, Any] = json.loads(done.stdout)
+    if done.returncode:
+        raise RuntimeError(f"training.costs ended with status {done.returncode}:\n{done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -50,6 +56,7 @@ def divided(recipe: Recipe, teacher: Path, processes: int, run: Path) -> Recipe:
     """``recipe`` with the processes that each student gets in the run folder ``run``; a run that goes on keeps them."""
     record = run / RECORD
     if not record.is_file():
+        print("distillation: measuring what the teacher and each student cost", flush=True)
         found = measure_division(recipe, teacher, processes)
         for line in describe(found):
             print(line, flush=True)

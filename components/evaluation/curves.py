@@ -12,7 +12,7 @@ Curve = tuple[list[int], list[float]]
 """Steps and values."""
 
 _COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#db2777", "#4b5563")
-_LOSSES = ("loss", "dino_global", "dino_local", "ibot", "koleo", "gram")
+_LOSSES = ("loss", "dino_global", "dino_local", "ibot", "match_images", "match_patches", "koleo", "gram")
 _HEALTH = ("target_entropy", "prototype_use")
 _OWNERS = {
     "knn_top1": "teacher",

@@ -74,7 +74,7 @@ def judge(
     """The verdict on every teacher and student of ``subjects``.
 
     ``found`` has the measures of each subject by name, and those of ``raw pixels`` and ``colour histogram``. A student
-    passes when all its gates do and both teachers learned.
+    passes when all its gates do and every teacher learned.
     """
     teachers: dict[str, Judgement] = {}
     students: dict[str, Judgement] = {}
@@ -140,8 +140,13 @@ def _at_least(name: str, measure: str, value: float, bound: float, what: str) ->
     return Gate(name, value, bound, ">=", passed, text)
 
 
+def _called(teacher: str) -> str:
+    """A teacher in a sentence: one of a line's two, or the one that was given."""
+    return "the teacher" if teacher == "teacher" else f"the {teacher} teacher"
+
+
 def _teacher_gate(failed: Sequence[str]) -> Gate:
-    text = f"the {failed[0]} teacher did not learn" if failed else "the teacher learned"
+    text = f"{_called(failed[0])} did not learn" if failed else "the teacher learned"
     return Gate("teacher_learned", float(not failed), 1.0, ">=", not failed, text)
 
 
@@ -156,7 +161,8 @@ def _summary(
     for name, judgement in teachers.items():
         for gate in judgement.gates:
             if not gate.passed:
-                return f"The {name} teacher did not learn: its {gate.explanation}. Nothing may be promoted."
+                told = _called(name)
+                return f"{told[0].upper()}{told[1:]} did not learn: its {gate.explanation}. Nothing may be promoted."
     failed = [
         f"student {name}: {gate.explanation}"
         for name, judgement in students.items()

@@ -18,8 +18,8 @@ def model_card(
     config = json.loads((student.export / "config.json").read_text(encoding="utf-8"))
     side = json.loads((student.export / "preprocessor_config.json").read_text(encoding="utf-8"))["crop_size"]["height"]
     parts = [
-        f"# {model}\n\nA frozen vision backbone: one embedding an image, and features of its patches. Trained without "
-        f"labels by self-distillation, then distilled into this student (`{student.name}`).",
+        f"# {model}\n\nA frozen vision backbone: one embedding an image, and features of its patches. Distilled "
+        f"without labels into this student (`{student.name}`) from {_kind(lineage)}.",
         _rows(
             "Network",
             {
@@ -38,6 +38,7 @@ def model_card(
             "Where it comes from",
             {
                 "pool": lineage.get("pool"),
+                "teacher": _teacher(lineage),
                 "dataset digest": lineage.get("dataset_digest"),
                 "DVC hash of the dataset": lineage.get("dataset_dvc_md5"),
                 "recipe digest": lineage.get("recipe_digest"),
@@ -53,6 +54,17 @@ def model_card(
         "the pool shows: check them on your own images before you rely on them, above all where people are concerned.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _kind(lineage: Mapping[str, Any]) -> str:
+    return "a teacher that was given" if lineage.get("teacher") else "a teacher trained by self-distillation"
+
+
+def _teacher(lineage: Mapping[str, Any]) -> str | None:
+    """A teacher that was given, not trained by the same line."""
+    if not lineage.get("teacher"):
+        return None
+    return f"{lineage['teacher']} (digest {lineage['teacher_digest'][:12]}…); its terms may hold for its students too"
 
 
 def _rows(title: str, rows: Mapping[str, Any]) -> str:

@@ -59,6 +59,7 @@ def lineage_tags(manifests: Mapping[str, Manifest], inputs: Mapping[str, str]) -
                 fingerprints.setdefault(row.step, row.fingerprint)
     fingerprints |= {manifest.step: manifest.fingerprint for manifest in manifests.values()}
     recipe = Path(inputs["students"]) / "recipe.yaml"
+    given = manifests["refined"].inputs.get("network")
     pool = dataset.inputs.get("pool")
     return {
         "fingerprint": {step: value for step, value in sorted(fingerprints.items())},
@@ -66,6 +67,8 @@ def lineage_tags(manifests: Mapping[str, Manifest], inputs: Mapping[str, str]) -
         "dataset_dvc_md5": dvc_md5("curation", dataset.fingerprint),
         "pool": pool.url if pool else None,
         "pool_digest": pool.digest if pool else None,
+        "teacher": given.url if given else None,
+        "teacher_digest": given.digest if given else None,
         "recipe_digest": sha256_of_file(recipe) if recipe.is_file() else None,
         "students_digest": students.digest,
         "report_digest": manifests["report"].digest,

@@ -36,6 +36,7 @@ from training.engine.process import choose_device, own_run_folder
 from training.engine.served_metrics import ServedMetrics
 from training.engine.sources import (
     HEADS,
+    check_statistics,
     continued_model,
     has_heads,
     head_recipe,
@@ -85,7 +86,8 @@ class Trainer:
         if source is not None and recipe.stage == "gram":
             model = continued_model(trained_architecture(source), recipe.model)
             recipe = recipe.model_copy(update={"model": model})
-        if source is not None:
+        if source is not None and recipe.stage == "distil":
+            check_statistics(source, recipe)
             recipe = matched_to(recipe, trained_architecture(source).dim)
         backbone = self._start(recipe, start)
         if recipe.model is None and backbone is not None:
@@ -418,6 +420,7 @@ def teacher_with_heads(recipe: Recipe, data: str | Mapping[str, str], output: st
     wanted = recipe.stage == "distil" and recipe.heads.matching == "scores"
     if not wanted or not teacher or has_heads(local_path(teacher)):
         return teacher
+    check_statistics(local_path(teacher), recipe)
     folder = local_path(output) / HEADS
     Trainer(head_recipe(recipe), data, str(folder), start=teacher).run()
     return str(folder)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from foundry.errors import UserError
+from foundry.images import Preprocessing
 from foundry.storage import local_path
 from training.engine.checkpoint import latest_checkpoint, load_checkpoint, module_state
 from training.engine.exports import latest_export
@@ -14,13 +15,17 @@ from training.engine.learner import Network, build_network
 from training.models.architectures import Architecture, ViTConfig, architecture
 from training.models.build import Backbone, build_backbone
 from training.models.interchange import (
+    CONFIG_FILE,
     HEADS_FILE,
+    PREPROCESSOR_FILE,
     inflate_channels,
     load_heads,
     load_hugging_face,
     load_official,
+    read_architecture,
+    read_preprocessing,
 )
-from training.recipe import Recipe, WarmStart, load_recipe
+from training.recipe import Crops, Recipe, WarmStart, load_recipe
 
 HEADS = "teacher"
 """Folder, in the run folder of a distillation, of the run that gives heads to a teacher without."""
@@ -33,22 +38,43 @@ def teacher_folder(path: Path) -> Path:
     return latest_export(path) if alone else path
 
 
-def trained_architecture(run: Path) -> Architecture:
-    """The architecture of the network that ``run`` trained, or of an export.
+def trained_architecture(path: Path) -> Architecture:
+    """The architecture of the network that the run ``path`` trained, of an export or of an official file; of an export
+    only its description is read.
 
-    Raises :class:`UserError` where it is neither.
+    Raises :class:`UserError` where it is none of them.
     """
-    run = teacher_folder(run)
-    if (run / "config.json").is_file():
-        return load_hugging_face(run).config
-    if not (run / "recipe.yaml").is_file():
-        raise UserError(f"{run}: not a training run (recipe.yaml is missing)")
-    recipe = load_recipe(run / "recipe.yaml")
+    path = teacher_folder(path)
+    if path.is_file():
+        return load_official(path).config
+    if (path / CONFIG_FILE).is_file():
+        return read_architecture(path)
+    if not (path / "recipe.yaml").is_file():
+        raise UserError(f"{path}: not a training run (recipe.yaml is missing)")
+    recipe = load_recipe(path / "recipe.yaml")
     if recipe.students:
-        raise UserError(f"{run}: a distillation; give a pretraining or refinement run as teacher")
-    if recipe.model is None:
-        raise UserError(f"{run}/recipe.yaml: does not name the model")
-    return architecture(recipe.model)
+        raise UserError(f"{path}: a distillation; give a pretraining or refinement run as teacher")
+    if recipe.own_model is None:
+        raise UserError(f"{path}/recipe.yaml: does not name the model")
+    return architecture(recipe.own_model)
+
+
+def check_statistics(path: Path, recipe: Recipe) -> None:
+    """Raise :class:`UserError` where the teacher at ``path`` says that its pixels are scaled by other statistics than
+    those of ``recipe``, which both it and its students would be given."""
+    path, crops = teacher_folder(path), recipe.crops
+    wanted: Crops | Preprocessing
+    if (path / "recipe.yaml").is_file():
+        wanted = load_recipe(path / "recipe.yaml").crops
+    elif (path / PREPROCESSOR_FILE).is_file():
+        wanted = read_preprocessing(path)
+    else:
+        return
+    if any(abs(a - b) > 1e-4 for a, b in zip((*wanted.mean, *wanted.std), (*crops.mean, *crops.std), strict=True)):
+        raise UserError(
+            f"{path}: the teacher's pixels are scaled by mean {list(wanted.mean)} and std {list(wanted.std)}, "
+            "those of the recipe by others; set crops.mean and crops.std to the teacher's"
+        )
 
 
 def continued_model(trained: Architecture, changes: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -85,7 +111,8 @@ def load_teacher(path: Path, heads: bool = True) -> Network:
         trained = load_trained(path)
         return trained if heads else Network.bare(trained.backbone).eval().requires_grad_(False)
     if not heads:
-        return Network.bare(load_hugging_face(path)).eval().requires_grad_(False)
+        bare = load_official(path) if path.is_file() else load_hugging_face(path)
+        return Network.bare(bare).eval().requires_grad_(False)
     stored = load_heads(path)
     network = Network.with_heads(load_hugging_face(path), stored["dino"], stored.get("ibot", stored["dino"]))
     return network.eval().requires_grad_(False)

@@ -79,10 +79,7 @@ def load_export(folder: str | Path) -> tuple[Backbone, Preprocessing]:
 
     Raises :class:`UserError` where a file is missing or unreadable, the class is none of ours, or weights do not fit.
     """
-    from foundry.images.preprocess import Preprocessing
-
-    folder = Path(folder)
-    return load_hugging_face(folder), Preprocessing.from_config(_read_json(folder / PREPROCESSOR_FILE))
+    return load_hugging_face(folder), read_preprocessing(folder)
 
 
 def load_hugging_face(folder: str | Path) -> Backbone:
@@ -94,6 +91,18 @@ def load_hugging_face(folder: str | Path) -> Backbone:
     if isinstance(config, ViTConfig) and config.mask_token and not any("mask_token" in name for name in state):
         config = config.model_copy(update={"mask_token": False})
     return _loaded(config, from_hugging_face(state, config), folder)
+
+
+def read_architecture(folder: str | Path) -> Architecture:
+    """The architecture of a Hugging Face folder, from its ``config.json`` alone."""
+    return read_hugging_face_config(_read_json(Path(folder) / CONFIG_FILE), str(Path(folder) / CONFIG_FILE))
+
+
+def read_preprocessing(folder: str | Path) -> Preprocessing:
+    """The preprocessing of a Hugging Face folder."""
+    from foundry.images.preprocess import Preprocessing
+
+    return Preprocessing.from_config(_read_json(Path(folder) / PREPROCESSOR_FILE))
 
 
 def load_heads(folder: str | Path) -> dict[str, ProjectionHead]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -48,6 +49,29 @@ def test_it_lies_like_the_exports_of_a_run(network: Path, tmp_path: Path) -> Non
     untrained, same = load_export(path / "export" / "step-000000000")
     assert untrained.config == given.config and same == preprocessing
     assert not torch.equal(untrained.blocks[0].attn.qkv.weight, given.blocks[0].attn.qkv.weight)
+
+
+def test_weights_are_taken_as_they_are(network: Path, tmp_path: Path) -> None:
+    learned = tmp_path / "learned"
+    spec = {**VIT, "position": "learned", "position_grid": 6, "registers": 0, "key_bias": True, "position_offset": 0.1}
+    save_export(build_backbone(spec, seed=5), learned, Preprocessing(resize=48, crop=48))
+    document = json.loads((learned / "preprocessor_config.json").read_text())
+    document["crop_size"] = {"height": 32, "width": 32}  # public weights are often shown smaller images than they know
+    (learned / "preprocessor_config.json").write_text(json.dumps(document))
+    for source in (network, learned):
+        adopted = adopt(source, tmp_path).path / "export" / "adopted"
+        for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+            assert (adopted / name).read_bytes() == (source / name).read_bytes()
+    kept, _ = load_export(adopted)
+    assert kept.config.position_grid == 6
+
+
+def test_other_terms_are_another_network(network: Path, tmp_path: Path) -> None:
+    first = adopt(network, tmp_path)
+    (network / "LICENSE.md").write_text("free for all")
+    second = adopt(network, tmp_path)
+    assert not second.reused and first.fingerprint != second.fingerprint
+    assert (second.path / "export" / "adopted" / "LICENSE.md").read_text() == "free for all"
 
 
 def test_heads_are_told_apart_and_may_be_left(network: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from components.pretraining.step import STEP as PRETRAINING
 from components.refinement.step import STEP as REFINEMENT
 from foundry.errors import UserError
 from foundry.settings import Settings
-from training.recipe import load_recipe
+from training.recipe import load_recipe, recipe_names
 
 TINY_VIT = {"arch": "vit", "dim": 32, "depth": 1, "heads": 2, "patch_size": 16, "registers": 1}
 TINY_CONVNEXT = {"arch": "convnext", "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}
@@ -151,6 +151,15 @@ def test_a_run_that_goes_on_keeps_its_division(pretrained: Outcome, tmp_path: Pa
     assert len(lines) == 3 and "of 3 processes" in lines[0] and "with all students in turn" in lines[2]
     with pytest.raises(UserError, match="could not be measured: .*recipe.yaml is missing"):
         measure_division(recipe, tmp_path, 3)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_disk_estimate_of_every_recipe(name: str, pretrained: Outcome) -> None:
+    config = TrainingConfig.model_construct(recipe=name, processes=1, overrides={})
+    needed = training_disk_bytes(config, {"teacher": str(pretrained.path)})
+    assert (64 << 20) < needed < 10 << 40
+    if name == "features":  # no heads of 65,536 prototypes are counted
+        assert needed < 3 << 30
 
 
 @pytest.mark.slow

@@ -62,6 +62,19 @@ def test_all_gates_of_a_labelled_line():
     assert "k-NN top-1: pretrained 60.0 %, refined 60.0 %, vit 60.0 %" in verdict.summary
 
 
+def test_a_given_teacher_that_does_not_see_more_than_colours_is_told_so():
+    given = [
+        Subject("teacher-random", "Teacher, random weights", "random", EXPORT),
+        Subject("teacher", "Teacher, as given", "teacher", EXPORT, random="teacher-random"),
+        *(subject for subject in SUBJECTS if subject.name.startswith("student")),
+    ]
+    measured = found()
+    measured |= {"teacher-random": measured["pretrained-random"], "teacher": measured["pretrained-random"]}
+    verdict = judge(given, measured, "classification", GateSettings())
+    assert verdict.summary.startswith("The teacher did not learn: its k-NN top-1") and not verdict.passed
+    assert verdict.students["vit"].gates[-1].explanation == "the teacher did not learn"
+
+
 @pytest.mark.parametrize("network", ["pretrained", "refined"])
 @pytest.mark.parametrize("knn", [0.4, 0.1, math.nan])
 def test_a_teacher_that_did_not_learn_fails_everything(network, knn):

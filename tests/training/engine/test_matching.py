@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,10 +12,13 @@ import torch
 from pydantic import ValidationError
 
 from foundry.errors import UserError
-from tests.training.small_runs import events, rows, small_recipe, train, write_recipe
+from tests.training.small_runs import HEADS, events, rows, small_recipe, train, write_recipe
 from training.costs import measure_costs
 from training.engine.exports import latest_export
+from training.engine.loop import Trainer, teacher_with_heads
 from training.engine.sources import trained_architecture
+from training.models.interchange import load_hugging_face
+from training.models.layouts import to_official
 from training.objectives.matching import matching_loss, whitened
 from training.recipe import Recipe, load_recipe, matched_to
 
@@ -117,6 +121,26 @@ def test_it_goes_on_with_the_same_bits(data: Path, pretrained: Path, tmp_path: P
     for student in ("vit", "convnext"):
         weights = [(latest_export(each, student) / "model.safetensors").read_bytes() for each in (whole, run)]
         assert weights[0] == weights[1]
+
+
+def test_an_official_file_teaches(data: Path, public: Path, tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    network = load_hugging_face(public)
+    torch.save(to_official(network.state_dict(), network.config), file)
+    train(1, family(tmp_path, steps=2), data, tmp_path / "file", "--teacher", file)
+    train(1, family(tmp_path, steps=2), data, tmp_path / "folder", "--teacher", public)
+    np.testing.assert_allclose(losses(tmp_path / "file"), losses(tmp_path / "folder"), rtol=1e-5)
+
+
+def test_a_teacher_of_other_pixels_is_refused(data: Path, public: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(public, tmp_path / "other"))
+    document = json.loads((other / "preprocessor_config.json").read_text())
+    (other / "preprocessor_config.json").write_text(json.dumps({**document, "image_mean": [0.5, 0.5, 0.5]}))
+    for heads in ({"matching": "features"}, HEADS):
+        recipe = load_recipe(family(tmp_path, heads=heads))
+        with pytest.raises(UserError, match=r"mean \[0.5, 0.5, 0.5\].*set crops.mean and crops.std"):
+            teacher = teacher_with_heads(recipe, str(data), str(tmp_path / "run"), str(other))
+            Trainer(recipe, str(data), str(tmp_path / "run"), teacher=teacher)
 
 
 def test_its_costs_are_measured(pretrained: Path, tmp_path: Path) -> None:
