@@ -45,9 +45,8 @@ def family_pipeline(params: Params, pods: int = 0) -> Any:
         deployment: dict = section["deployment"],
         volume: str = "dino-foundry",
     ) -> None:
-        sources = {"pool": images, "evaluation": labels, "backbone": backbone, "embeddings": embeddings}
-        sources |= {"seeds": seeds, "raw": raw, "previous": previous}
-        dataset = curated_pool(curation, volume, pods, **sources).outputs["dataset"]
+        given = {"backbone": backbone, "embeddings": embeddings, "seeds": seeds, "raw": raw, "previous": previous}
+        dataset = curated_pool(curation, volume, pods, pool=images, evaluation=labels, **given).outputs["dataset"]
         adopted = settle(adopt(config=adoption, network=teacher), volume).outputs["teacher"]
         students = settle(
             distil(config=distillation, dataset=dataset, teacher=adopted, evaluation=labels), volume

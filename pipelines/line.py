@@ -49,9 +49,8 @@ def line_pipeline(params: Params, pods: int = 0) -> Any:
         deployment: dict = section["deployment"],
         volume: str = "dino-foundry",
     ) -> None:
-        sources = {"pool": images, "evaluation": labels, "backbone": backbone, "embeddings": embeddings}
-        sources |= {"seeds": seeds, "raw": raw, "previous": previous}
-        dataset = curated_pool(curation, volume, pods, **sources).outputs["dataset"]
+        given = {"backbone": backbone, "embeddings": embeddings, "seeds": seeds, "raw": raw, "previous": previous}
+        dataset = curated_pool(curation, volume, pods, pool=images, evaluation=labels, **given).outputs["dataset"]
         pretrained = settle(pretrain(config=pretraining, dataset=dataset, evaluation=labels), volume).outputs["teacher"]
         refined = settle(
             refine(config=refinement, dataset=dataset, teacher=pretrained, evaluation=labels), volume

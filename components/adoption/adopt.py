@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,6 @@ def needed_bytes(folder: Path) -> int:
     return 4 * sum(path.stat().st_size for path in _files(folder, [*FILES, HEADS_FILE])) + (16 << 20)
 
 
-def _files(folder: Path, patterns: Any) -> Iterator[Path]:
+def _files(folder: Path, patterns: Iterable[str]) -> Iterator[Path]:
     for pattern in patterns:
         yield from sorted(filter(Path.is_file, folder.glob(pattern)))

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,12 +36,14 @@ def run_step(
     inputs: Mapping[str, Any],
     artifact: Any,
     metrics: Any = None,
+    page: Any = None,
 ) -> Outcome:
     """Run the step ``name`` inside a KFP component.
 
     ``inputs`` maps the step's input names to KFP artifacts, URLs or texts; ``artifact`` (its folder gets the result)
-    and ``metrics`` are KFP outputs, whose metadata is filled. An error that a person can mend is printed as one line,
-    written to the file named by ``FOUNDRY_FAILURE_FILE``, and ends the component with status 2.
+    and ``metrics`` are KFP outputs, whose metadata is filled; ``page`` gets a copy of the result's ``report.html``. An
+    error that a person can mend is printed as one line, written to the file named by ``FOUNDRY_FAILURE_FILE``, and ends
+    the component with status 2.
     """
     from components.common.execution import execute
     from components.common.fingerprint import whole_numbers
@@ -64,6 +67,8 @@ def run_step(
     if metrics is not None:
         for key, value in scalars(outcome.metrics).items():
             metrics.log_metric(key, value)
+    if page is not None:
+        shutil.copyfile(outcome.path / "report.html", page.path)
     return outcome
 
 

@@ -58,11 +58,8 @@ def curate(
         metrics: Counts of samples and of rejected files by reason.
         embedded: What the pods that embedded the pool say; only waited for.
     """
-    import shutil
-
     from components.common.kfp_face import run_step
 
     inputs = {"pool": pool, "evaluation": evaluation, "backbone": backbone, "embeddings": embeddings}
     inputs |= {"seeds": seeds, "raw": raw, "previous": previous}
-    outcome = run_step("curation", config, inputs, dataset, metrics)
-    shutil.copyfile(outcome.path / "report.html", page.path)
+    run_step("curation", config, inputs, dataset, metrics, page)

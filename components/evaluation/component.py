@@ -32,8 +32,6 @@ def evaluate(
         page: The report, as the Kubeflow UI shows it.
         metrics: The main figures of every network.
     """
-    import shutil
-
     from components.common.kfp_face import run_step
 
     inputs = {
@@ -44,8 +42,7 @@ def evaluate(
         "evaluation": evaluation,
         "champion": champion,
     }
-    outcome = run_step("evaluation", config, inputs, report, metrics)
-    shutil.copyfile(outcome.path / "report.html", page.path)
+    run_step("evaluation", config, inputs, report, metrics, page)
 
 
 @component(base_image=IMAGE, install_kfp_package=False)
@@ -73,11 +70,8 @@ def evaluate_family(
         page: The report, as the Kubeflow UI shows it.
         metrics: The main figures of every network.
     """
-    import shutil
-
     from components.common.kfp_face import run_step
 
     inputs = {"dataset": dataset, "teacher": teacher, "students": students}
     inputs |= {"evaluation": evaluation, "champion": champion}
-    outcome = run_step("evaluation", config, inputs, report, metrics)
-    shutil.copyfile(outcome.path / "report.html", page.path)
+    run_step("evaluation", config, inputs, report, metrics, page)

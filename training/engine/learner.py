@@ -92,7 +92,9 @@ class Network(nn.Module):
         patches = features[0]["patches"].flatten(0, 1).index_select(0, wanted)
         if only or self.ibot_head is not self.dino_head:
             return Output(features, self.dino_head(cls, only=only), self.ibot_head(patches, only=only))
-        return Output(features, *self.dino_head(torch.cat((cls, patches)), rows=(len(cls), len(patches))))
+        shared = self.dino_head
+        assert isinstance(shared, ProjectionHead)
+        return Output(features, *shared(torch.cat((cls, patches)), rows=(len(cls), len(patches))))
 
 
 def _head(backbone: Backbone, head: Head, seed: int, device: torch.device | str) -> ProjectionHead:

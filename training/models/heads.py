@@ -115,18 +115,7 @@ class FeatureMap(nn.Module):
             nn.init.trunc_normal_(self.linear.weight, std=self.linear.in_features**-0.5, generator=generator)
             nn.init.zeros_(self.linear.bias)
 
-    @overload
-    def forward(self, x: Tensor, only: Literal["bottleneck", "prototypes"] | None = None) -> Tensor: ...
-    @overload
-    def forward(self, x: Tensor, *, rows: Sequence[int]) -> list[Tensor]: ...
-    def forward(
-        self,
-        x: Tensor,
-        only: Literal["bottleneck", "prototypes"] | None = None,
-        rows: Sequence[int] | None = None,
-    ) -> Tensor | list[Tensor]:
-        """(n, D) -> (n, width). ``only`` and ``rows`` as of :class:`ProjectionHead`: it has no bottleneck, so
-        ``prototypes`` leaves rows as they are, which are mapped already."""
-        if only != "prototypes":
-            x = self.linear(x)
-        return x if rows is None else list(x.split(list(rows)))
+    def forward(self, x: Tensor, only: Literal["bottleneck", "prototypes"] | None = None) -> Tensor:
+        """(n, D) -> (n, width). ``only`` as of :class:`ProjectionHead`: what a bottleneck is there, is here mapped
+        already, so ``prototypes`` leaves it as it is."""
+        return x if only == "prototypes" else self.linear(x)
