@@ -32,6 +32,8 @@ def family_pipeline(params: Params, pods: int = 0) -> Any:
         teacher: str = params.inputs.teacher,
         images: str = params.inputs.images,
         labels: str = params.inputs.evaluation,
+        benchmarks: str = params.inputs.benchmarks,
+        peers: str = params.inputs.peers,
         backbone: str = params.inputs.backbone,
         embeddings: str = params.inputs.embeddings,
         seeds: str = params.inputs.seeds,
@@ -59,6 +61,8 @@ def family_pipeline(params: Params, pods: int = 0) -> Any:
                 teacher=adopted,
                 students=students,
                 evaluation=labels,
+                benchmarks=benchmarks,
+                peers=peers,
                 champion=champion,
             )
 

@@ -29,6 +29,8 @@ CLUSTER_VARIABLES = ("FOUNDRY_HOME", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_N
 PARAMETERS = {
     "images": "Folder, archive or fsspec URL of unlabelled images; 'sample:' is the embedded sample.",
     "labels": "Labelled images to measure with (URL); 'none', or 'auto' for the sample's own.",
+    "benchmarks": "Further labelled sets for the report (URL, or NAME=URL;NAME=URL); may be empty.",
+    "peers": "Networks to measure beside those of the line (folders, model ids or models:/NAME@ALIAS); may be empty.",
     "teacher": "Network to distil from: a training run, a Hugging Face folder or models:/NAME@ALIAS.",
     "backbone": "Network whose embeddings tell concepts apart (folder or models:/NAME@ALIAS); may be empty.",
     "embeddings": "Folder of embeddings in place of a backbone; may be empty.",

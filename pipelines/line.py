@@ -35,6 +35,8 @@ def line_pipeline(params: Params, pods: int = 0) -> Any:
     def line(
         images: str = params.inputs.images,
         labels: str = params.inputs.evaluation,
+        benchmarks: str = params.inputs.benchmarks,
+        peers: str = params.inputs.peers,
         backbone: str = params.inputs.backbone,
         embeddings: str = params.inputs.embeddings,
         seeds: str = params.inputs.seeds,
@@ -67,6 +69,8 @@ def line_pipeline(params: Params, pods: int = 0) -> Any:
                 refined=refined,
                 students=students,
                 evaluation=labels,
+                benchmarks=benchmarks,
+                peers=peers,
                 champion=champion,
             )
 

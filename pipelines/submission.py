@@ -80,9 +80,9 @@ def _check_reachable_inputs(params: Params) -> None:
     from components.common.step import labelled
 
     for name, value in params.inputs.model_dump().items():
-        for url in labelled(value).values() if name in ("seeds", "raw") else [value]:
+        for url in labelled(value).values() if name in ("seeds", "raw", "benchmarks", "peers") else [value]:
             known = url in ("sample:", "sample:evaluation", "auto", "none", "")
-            if name in ("teacher", "backbone") and url and not url.startswith(("/foundry/", "models:/")):
+            if name in ("teacher", "backbone", "peers") and url and not url.startswith(("/foundry/", "models:/")):
                 raise UserError(
                     f"submit: inputs.{name}={url}: pods read a network from below /foundry, their shared volume, or "
                     "from the registry (models:/NAME@ALIAS)"

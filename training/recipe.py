@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from foundry.errors import UserError
 from foundry.settings import Settings, load_settings, merge, read_yaml
+from training.probes.options import ProtocolName
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 
@@ -333,6 +334,8 @@ class Cadence(Settings):
     """An export, its patch coherence, and its k-NN on the labelled set where one is given; 0 only at the end."""
     coherence_images: Annotated[int, Field(ge=0)] = 48
     """Images of the dataset whose patch coherence is measured then; 0: none."""
+    protocols: tuple[ProtocolName, ...] = ("knn", "segmentation", "copies")
+    """What else is measured then, where its data is there: protocols of the evaluation, on a cheap part of the set."""
 
 
 class Guards(Settings):

@@ -26,6 +26,12 @@ class InputsConfig(Settings):
     evaluation: str = "auto"
     """Folder or URL of labelled images for the evaluation. ``auto``: the sample's own where images is ``sample:``, else
     none; ``none``: no labels."""
+    benchmarks: str = ""
+    """Further labelled sets for the report (labels, masks, depths, videos, ...): a URL, or several as
+    ``NAME=URL;NAME=URL``."""
+    peers: str = ""
+    """Networks that the report measures beside those of the line: a Hugging Face folder or model id, a training run or
+    ``models:/NAME@ALIAS``, or several as ``NAME=...;NAME=...``."""
     backbone: str = ""
     """Network whose embeddings tell concepts apart in curation: a training run, a Hugging Face folder or
     ``models:/NAME@ALIAS``; empty: none."""

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from foundry.errors import UserError
+
 if TYPE_CHECKING:
     from components.curation.scan import Scan
 
-TABLES = ("labels.csv", "masks.csv")
 TRAIN = "train"
 
 
 def held_out_rows(scan: Scan, url: str, splits: Literal["test", "all"]) -> np.ndarray:
     """Rows of ``scan``, that of the evaluation set at ``url``, that are held out: (m,) int64.
 
-    Where the set has tables, the images they list, with ``test`` those of other splits than ``train``; otherwise every
+    Where the set says which images it has, those, with ``test`` those of other splits than ``train``; otherwise every
     image. Raises :class:`UserError` where the tables are wrong.
     """
     listed = listed_rows(scan, url, lambda split: splits == "all" or split != TRAIN)
@@ -28,13 +29,18 @@ def held_out_rows(scan: Scan, url: str, splits: Literal["test", "all"]) -> np.nd
 def listed_rows(scan: Scan, url: str, wanted: Callable[[str], bool]) -> np.ndarray | None:
     """Rows of the decoded images that the tables of the set at ``url`` list in a wanted split: (m,) int64.
 
-    None where the set has no tables. Raises :class:`UserError` where they are wrong.
+    None where the set has neither tables nor a layout that tells its splits. Raises :class:`UserError` where tables are
+    wrong.
     """
-    if not any(PurePosixPath(path).name.removesuffix(".gz") in TABLES for path in scan.path):
-        return None
     from training.data.evaluation_set import EvaluationSet
+    from training.data.evaluation_tables import TABLES
 
-    known = EvaluationSet.open(url)
+    try:
+        known = EvaluationSet.open(url)
+    except UserError:
+        if any(PurePosixPath(path).name.removesuffix(".gz") in TABLES for path in scan.path):
+            raise
+        return None  # images without any truth
     listed = {name for split in known.splits if wanted(split) for name in known.images(split)}
     rows = [row for row, reason in enumerate(scan.reason) if not reason and _is_listed(scan.path[row], listed)]
     return np.array(rows, dtype=np.int64)

@@ -16,7 +16,8 @@ from components.common.accelerator import accelerator_name, default_device
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.curated import cluster_sheet, read_facts
 from components.evaluation.curves import plot_gram_choice, plot_run, read_curves
-from components.evaluation.gallery import draw, images_to_show
+from components.evaluation.findings import concerns_of, costs_of, energy_rule
+from components.evaluation.gallery import Looks, draw, images_to_show, look
 from components.evaluation.gates import (
     HISTOGRAM,
     RAW_PIXELS,
@@ -25,7 +26,8 @@ from components.evaluation.gates import (
     Verdict,
     judge,
 )
-from components.evaluation.measure import Examination, Examiner, Material
+from components.evaluation.measure import Examination, Examiner, material_of, patch_of
+from components.evaluation.overlays import plot_dense_against_global
 from components.evaluation.pictures import pca_tiles
 from components.evaluation.report import DATASET_PAGE, Content, RunSummary, render
 from components.evaluation.speed import BATCH, Speed, measure_speed
@@ -38,6 +40,13 @@ from training.data.evaluation_set import EvaluationSet
 from training.data.shards import ShardDataset
 from training.engine.anchoring import FILE as GRAM_TEACHER
 from training.models.interchange import load_export
+from training.probes.material import Material
+
+BENCHMARKS = "benchmarks."
+"""What the names of further labelled sets begin with, among the inputs."""
+
+EXPLORED = 3
+"""Images whose patches the reader may click."""
 
 RUNS = (("pretrained", "Pretraining"), ("refined", "Refinement"), ("students", "Distillation"))
 """Inputs that are training runs, and their headings."""
@@ -60,39 +69,50 @@ def _compare(config: EvaluationConfig, inputs: Mapping[str, str], output: Path) 
         raise UserError(f"{inputs['dataset']}: evaluation reads the curated dataset from a local folder")
     folder = local_path(inputs["dataset"])
     dataset = ShardDataset(str(folder))
-    evaluation = EvaluationSet.open(inputs["evaluation"]) if inputs.get("evaluation") else None
-    material = Material(config, dataset, evaluation)
+    sets = open_sets(inputs)
+    material = material_of(config, dataset, sets)
     device = default_device() if config.device == "auto" else config.device
-    examiner = Examiner(material, device)
+    examiner = Examiner(config, material, device)
     shown = images_to_show(material, config.pictures)
 
     found: dict[str, Examination] = {}
     colours: dict[str, list[np.ndarray]] = {}
+    looks: dict[str, Looks] = {}
+    into = _looked_into(subjects)
     speeds: dict[str, Speed] = {}
+    networks: dict[str, dict[str, Any]] = {}
     first: tuple[Preprocessing, int] | None = None
     with Progress("evaluation", len(subjects) + 2, "networks") as progress:
         for subject in subjects:
-            model, preprocessing = load_export(subject.export)
+            model, preprocessing, networks[subject.name] = _opened(subject)
             model = model.eval().to(device)
             found[subject.name] = examiner.examine(model, preprocessing)
             if subject.kind != "random":
                 speeds[subject.name] = measure_speed(model, preprocessing, device)
             colours[subject.name] = pca_tiles(model, preprocessing, shown, device)
-            first = first or (preprocessing, found[subject.name].details["patch_grid"])
+            explored = EXPLORED if subject.name in into else 0
+            if subject.kind != "random":
+                looks[subject.name] = look(model, preprocessing, shown, explored, device)
+            first = first or (preprocessing, patch_of(model))
             progress.advance(note=subject.name)
         assert first is not None
         for name in (RAW_PIXELS, HISTOGRAM):
             found[name] = examiner.examine_baseline(name, *first)
             progress.advance(note=name)
 
-    protocol: Protocol = "classification" if material.names else "segmentation" if material.masks else "label-free"
+    protocol: Protocol = "label-free"
+    if material.classification or material.segmentation:
+        protocol = "classification" if material.classification else "segmentation"
     measures = {name: each.measures for name, each in found.items()}
-    verdict = judge(subjects, measures, protocol, config.gates)
-    networks = {subject.name: describe_network(subject.export) for subject in subjects}
+    items = {name: each.items for name, each in found.items()}
+    verdict = judge(subjects, measures, protocol, config.gates, items)
     runs = [_run_summary(Path(inputs[name]), title, found, protocol) for name, title in RUNS if name in inputs]
     facts = read_facts(folder)
-    pictures = draw(config, material, subjects, found, colours, shown, protocol, cluster_sheet(dataset, facts))
-    evaluated = _describe_evaluation(evaluation, material)
+    clusters = cluster_sheet(dataset, facts)
+    pictures = draw(config, material, subjects, found, colours, shown, protocol, clusters, looks)
+    rule = energy_rule(config.energy)
+    folders = {title: Path(inputs[name]) for name, title in RUNS if name in inputs}
+    evaluated = [_describe_set(name, each, material) for name, each in sets.items()]
     content = Content(
         verdict=verdict,
         subjects=subjects,
@@ -103,12 +123,34 @@ def _compare(config: EvaluationConfig, inputs: Mapping[str, str], output: Path) 
         runs=runs,
         pictures=pictures,
         facts=facts,
-        evaluation=evaluated,
+        sets=evaluated,
         lineage=_lineage(inputs, evaluated),
         neighbours=config.neighbours,
+        costs=costs_of(inputs, RUNS, rule),
+        rule=rule,
+        concerns=concerns_of(subjects, found, protocol, material, facts, networks, folders),
     )
     _write(output, content, champions={name: _champion_record(each) for name, each in champions.items()})
     return _figures(verdict, subjects, measures)
+
+
+def _looked_into(subjects: Sequence[Subject]) -> set[str]:
+    """Names of the last teacher and the first student: the networks that the reader may look into."""
+    teachers = [subject.name for subject in subjects if subject.kind == "teacher"]
+    students = [subject.name for subject in subjects if subject.kind == "student"]
+    return {*teachers[-1:], *students[:1]}
+
+
+def _opened(subject: Subject) -> tuple[Any, Preprocessing, dict[str, Any]]:
+    """A subject's network, its preprocessing and what the table says about it."""
+    if not subject.source:
+        model, preprocessing = load_export(subject.export)
+        return model, preprocessing, describe_network(subject.export)
+    from components.evaluation.networks import open_network
+
+    network = open_network(subject.source, subject.title)
+    told = dict(network.description)
+    return network.model, network.preprocessing, {**told, "sha256": told["digest"], "source": network.source}
 
 
 def _run_summary(run: Path, title: str, found: Mapping[str, Examination], protocol: Protocol) -> RunSummary:
@@ -118,7 +160,10 @@ def _run_summary(run: Path, title: str, found: Mapping[str, Examination], protoc
     lines = {}
     if protocol == "classification":
         lines = {name: found[name].measures["knn_top1"] for name in (RAW_PIXELS, HISTOGRAM)}
-    return RunSummary(title, recipe, plot_run(read_curves(run), lines), *_gram_choice(run, recipe))
+    curves = read_curves(run)
+    return RunSummary(
+        title, recipe, plot_run(curves, lines), *_gram_choice(run, recipe), plot_dense_against_global(curves)
+    )
 
 
 def _gram_choice(run: Path, recipe: Mapping[str, Any]) -> tuple[str, bytes | None]:
@@ -138,21 +183,33 @@ def _gram_choice(run: Path, recipe: Mapping[str, Any]) -> tuple[str, bytes | Non
     return f"{told}{decay['bound']:.3f}.", plot_gram_choice(choice)
 
 
-def _describe_evaluation(evaluation: EvaluationSet | None, material: Material) -> dict[str, Any] | None:
-    if evaluation is None:
-        return None
+def open_sets(inputs: Mapping[str, str]) -> dict[str, EvaluationSet]:
+    """The labelled sets among ``inputs`` by name: ``evaluation`` first, then each of ``benchmarks.NAME``."""
+    urls = {"evaluation": inputs["evaluation"]} if inputs.get("evaluation") else {}
+    for name, url in inputs.items():
+        if name.startswith(BENCHMARKS):
+            urls[name.removeprefix(BENCHMARKS)] = url
+    return {name: EvaluationSet.open(url) for name, url in urls.items()}
+
+
+def _describe_set(name: str, found: EvaluationSet, material: Material) -> dict[str, Any]:
+    counts: dict[str, int] = {}
+    for kind, tasks in (("", material.classification), ("_masks", material.segmentation), ("_depths", material.depth)):
+        for task in tasks:
+            if task.owner == name:
+                counts |= {f"train{kind}": len(task.train.names), f"test{kind}": len(task.test.names)}
+    classes = next((list(task.classes) for task in material.classification if task.owner == name), [])
     return {
-        "url": shown_url(evaluation.url),
-        "digest": evaluation.digest(),
-        "classes": list(material.classes),
-        "train": len(material.names.get("train", [])),
-        "test": len(material.names.get("test", [])),
-        "train_masks": len(material.masks.get("train", [])),
-        "test_masks": len(material.masks.get("test", [])),
+        "name": name,
+        "url": shown_url(found.url),
+        "digest": found.digest(),
+        "tasks": list(found.tasks),
+        "classes": classes,
+        **counts,
     }
 
 
-def _lineage(inputs: Mapping[str, str], evaluation: Mapping[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:
+def _lineage(inputs: Mapping[str, str], sets: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     """What each input's manifest says of itself; an input without one (a folder made by hand) is named only."""
     rows: list[tuple[str, dict[str, Any]]] = []
     for name in ("dataset", *TEACHERS, "students"):
@@ -173,8 +230,7 @@ def _lineage(inputs: Mapping[str, str], evaluation: Mapping[str, Any] | None) ->
                 **{f"from_{key}": row.get("digest") for key, row in (document.get("inputs") or {}).items()},
             }
         rows.append((name, facts))
-    if evaluation is not None:
-        rows.append(("evaluation", {"url": evaluation["url"], "digest": evaluation["digest"]}))
+    rows += [(each["name"], {"url": each["url"], "digest": each["digest"]}) for each in sets]
     return rows
 
 
@@ -188,8 +244,10 @@ def _write(output: Path, content: Content, champions: Mapping[str, Any]) -> None
     plots = {"headline": pictures.bars, "pca": pictures.pca}
     if pictures.segmentation is not None:
         plots["segmentation"] = pictures.segmentation
-    if pictures.clusters is not None:
-        plots["clusters"] = pictures.clusters
+    for name, png in (("clusters", pictures.clusters), ("attention", pictures.attention), ("depth", pictures.depth)):
+        if png is not None:
+            plots[name] = png
+    plots |= {f"tracking-{name}": png for name, png in pictures.tracking.items()}
     for subject in content.subjects:
         if subject.title in pictures.neighbours:
             plots[f"neighbours-{subject.name}"] = pictures.neighbours[subject.title]
@@ -198,6 +256,8 @@ def _write(output: Path, content: Content, champions: Mapping[str, Any]) -> None
             plots[f"curves-{run.title.lower()}"] = run.curves
         if run.gram_choice is not None:
             plots["gram-teacher"] = run.gram_choice
+        if run.dense_against_global is not None:
+            plots[f"dense-{run.title.lower()}"] = run.dense_against_global
     for name, png in plots.items():
         write_atomically(output / "plots" / f"{name}.png", png)
     models = {}
@@ -212,7 +272,7 @@ def _write(output: Path, content: Content, champions: Mapping[str, Any]) -> None
     document = {
         "schema": SCHEMA,
         "protocol": content.verdict.protocol,
-        "evaluation": content.evaluation,
+        "sets": list(content.sets),
         "dataset": {"kept": content.facts.kept, "rejected": content.facts.rejected},
         "champions": champions,
         "models": models,

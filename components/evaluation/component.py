@@ -13,6 +13,8 @@ def evaluate(
     refined: Input[Model],
     students: Input[Model],
     evaluation: str,
+    benchmarks: str,
+    peers: str,
     champion: str,
     report: Output[Artifact],
     page: Output[HTML],
@@ -27,6 +29,8 @@ def evaluate(
         refined: The training run of refinement.
         students: The training run of distillation.
         evaluation: Labelled images or masks (URL), 'auto' or 'none'.
+        benchmarks: Further labelled sets (URL, or NAME=URL;NAME=URL), or empty.
+        peers: Networks to measure beside those of the line, or empty.
         champion: JSON of the registered champions, or empty.
         report: report.html, verdict.json, metrics.json and plots.
         page: The report, as the Kubeflow UI shows it.
@@ -40,6 +44,8 @@ def evaluate(
         "refined": refined,
         "students": students,
         "evaluation": evaluation,
+        "benchmarks": benchmarks,
+        "peers": peers,
         "champion": champion,
     }
     run_step("evaluation", config, inputs, report, metrics, page)
@@ -52,6 +58,8 @@ def evaluate_family(
     teacher: Input[Model],
     students: Input[Model],
     evaluation: str,
+    benchmarks: str,
+    peers: str,
     champion: str,
     report: Output[Artifact],
     page: Output[HTML],
@@ -65,6 +73,8 @@ def evaluate_family(
         teacher: The teacher that was there.
         students: The training run of distillation.
         evaluation: Labelled images or masks (URL), 'auto' or 'none'.
+        benchmarks: Further labelled sets (URL, or NAME=URL;NAME=URL), or empty.
+        peers: Networks to measure beside those of the line, or empty.
         champion: JSON of the registered champions, or empty.
         report: report.html, verdict.json, metrics.json and plots.
         page: The report, as the Kubeflow UI shows it.
@@ -73,5 +83,5 @@ def evaluate_family(
     from components.common.kfp_face import run_step
 
     inputs = {"dataset": dataset, "teacher": teacher, "students": students}
-    inputs |= {"evaluation": evaluation, "champion": champion}
+    inputs |= {"evaluation": evaluation, "benchmarks": benchmarks, "peers": peers, "champion": champion}
     run_step("evaluation", config, inputs, report, metrics, page)

@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from components.common.report.palette import BLUE, GREEN, GREYS, LINES, MARKERS, ORANGE
+
 Curve = tuple[list[int], list[float]]
 """Steps and values."""
 
-_COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#db2777", "#4b5563")
+_MARKED = 8
+"""Markers on a line of many points, about."""
 _LOSSES = ("loss", "dino_global", "dino_local", "ibot", "match_images", "match_patches", "koleo", "gram")
 _HEALTH = ("target_entropy", "prototype_use")
 _OWNERS = {
@@ -68,7 +71,7 @@ def plot_run(curves: Mapping[str, Curve], baselines: Mapping[str, float]) -> byt
     if not shown:
         return None
     rows = (len(shown) + 1) // 2
-    figure = _figure(8.6, 2.55 * rows)
+    figure = new_figure(8.6, 2.55 * rows)
     for number, (title, series, lines) in enumerate(shown, start=1):
         axes = figure.add_subplot(rows, 2, number)
         factor = 100.0 if title.endswith("(%)") else 1.0
@@ -77,33 +80,45 @@ def plot_run(curves: Mapping[str, Curve], baselines: Mapping[str, float]) -> byt
             axes.plot(
                 steps,
                 [factor * value for value in values],
-                color=_COLOURS[index % len(_COLOURS)],
                 label=label,
-                linewidth=1.6,
-                marker="o" if len(steps) < 12 else None,
-                markersize=3,
+                **line_style(index, len(steps)),
             )
         for style, (name, value) in zip((":", "--", "-."), lines.items(), strict=False):
-            axes.axhline(factor * value, color="#6b7280", linestyle=style, linewidth=1.1, label=name)
-        _dress(axes, title, "step")
+            axes.axhline(factor * value, color=GREYS[1], linestyle=style, linewidth=1.1, label=name)
+        dress(axes, title, "step")
         if len(series) + len(lines) > 1:
             axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return _png(figure)
+    return png_of(figure)
+
+
+def line_style(index: int, points: int) -> dict[str, Any]:
+    """How matplotlib draws line ``index`` of a panel, of ``points`` points: a colour and markers of its own.
+
+    Of many points some carry the marker, at other places than those of the lines beside it.
+    """
+    every = max(1, points // _MARKED)
+    return {
+        "color": LINES[index % len(LINES)],
+        "linewidth": 1.6,
+        "marker": MARKERS[index % len(MARKERS)],
+        "markersize": 4,
+        "markevery": (index * every // 3 % every if points > _MARKED else 0, every),
+    }
 
 
 def plot_gram_choice(choice: Mapping[str, Any]) -> bytes:
     """The curve that the Gram teacher was chosen by (``gram_teacher.json`` with a curve): peak, bound, decay."""
     decay, factor = choice["decay"], 100.0 if choice["measure"] == "segmentation_miou" else 1.0
-    figure = _figure(8.6, 2.55)
+    figure = new_figure(8.6, 2.55)
     axes = figure.add_subplot(1, 1, 1)
-    axes.plot(choice["steps"], [factor * value for value in choice["values"]], color=_COLOURS[0], marker="o", ms=3)
-    axes.axhline(factor * decay["bound"], color="#6b7280", linestyle="--", linewidth=1.1, label="decayed below")
-    axes.axvline(decay["peak_step"], color="#059669", linewidth=1.4, label="Gram teacher (peak)")
-    axes.axvline(decay["established"], color="#d97706", linestyle=":", linewidth=1.4, label="decay established")
+    axes.plot(choice["steps"], [factor * value for value in choice["values"]], color=BLUE, marker="o", ms=3)
+    axes.axhline(factor * decay["bound"], color=GREYS[1], linestyle="--", linewidth=1.1, label="decayed below")
+    axes.axvline(decay["peak_step"], color=GREEN, linewidth=1.4, label="Gram teacher (peak)")
+    axes.axvline(decay["established"], color=ORANGE, linestyle=":", linewidth=1.8, label="decay established")
     title = "Segmentation mIoU (%)" if choice["measure"] == "segmentation_miou" else "Patch coherence"
-    _dress(axes, f"{title} along the pretraining", "step")
+    dress(axes, f"{title} along the pretraining", "step")
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return _png(figure)
+    return png_of(figure)
 
 
 def _student(name: str) -> str:
@@ -125,40 +140,51 @@ def _label(name: str) -> str:
 
 
 def plot_bars(rows: Sequence[tuple[str, str, float]], unit: str) -> bytes:
-    """Horizontal bars of (title, kind, value): trained networks blue, champions amber, the rest grey."""
-    colours = {"teacher": "#1d4ed8", "student": "#2563eb", "champion": "#d97706"}
-    figure = _figure(8.2, 0.34 * len(rows) + 0.7)
+    """Horizontal bars of (title, kind, value): trained networks blue, champions orange and hatched, the rest grey."""
+    colours = {"teacher": BLUE, "student": BLUE, "champion": ORANGE}
+    figure = new_figure(8.2, 0.34 * len(rows) + 0.7)
     axes = figure.add_subplot(1, 1, 1)
     positions = list(range(len(rows)))[::-1]
-    axes.barh(positions, [row[2] for row in rows], color=[colours.get(row[1], "#9ca3af") for row in rows], height=0.68)
+    axes.barh(
+        positions,
+        [row[2] for row in rows],
+        color=[colours.get(row[1], GREYS[2]) for row in rows],
+        hatch=["//" if row[1] == "champion" else "" for row in rows],
+        edgecolor="white",
+        linewidth=0,
+        height=0.68,
+    )
     for position, (_, _, value) in zip(positions, rows, strict=True):
         axes.text(value, position, f" {value:.1f}", va="center", fontsize=8, color="#111827")
     axes.set_yticks(positions, [row[0] for row in rows], fontsize=8)
     axes.set_xlim(0, max(max(row[2] for row in rows) * 1.12, 1e-6))
-    _dress(axes, "", unit)
+    dress(axes, "", unit)
     axes.grid(False, axis="y")
-    return _png(figure)
+    return png_of(figure)
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure of so many inches, laid out by constraints."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _dress(axes: Any, title: str, xlabel: str) -> None:
+def dress(axes: Any, title: str, xlabel: str) -> None:
+    """The look of all charts: a small title at the left, a light grid, no frame above and at the right."""
     axes.set_title(title, fontsize=9.5, loc="left", color="#111827")
-    axes.set_xlabel(xlabel, fontsize=8, color="#374151")
-    axes.tick_params(labelsize=8, colors="#374151")
+    axes.set_xlabel(xlabel, fontsize=8, color=GREYS[0])
+    axes.tick_params(labelsize=8, colors=GREYS[0])
     axes.grid(True, color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
-        axes.spines[side].set_color("#9ca3af")
+        axes.spines[side].set_color(GREYS[2])
 
 
-def _png(figure: Any) -> bytes:
+def png_of(figure: Any) -> bytes:
+    """PNG of a matplotlib figure, the same bytes each time."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     return buffer.getvalue()

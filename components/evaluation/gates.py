@@ -1,33 +1,47 @@
-"""Whether a network may be promoted: what it measured against what it had to reach."""
+"""Whether a network may be promoted: what it measured against what it had to reach.
+
+That a network learned is a comparison of figures with those of random weights and plain features. What decides a
+promotion beyond that is in :mod:`components.evaluation.promotion`.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from components.evaluation.config import GateSettings
-from components.evaluation.measure import MEASURES, Measures
+from components.evaluation.promotion import (
+    Gate,
+    Measures,
+    Protocol,
+    headline_measure,
+    promotion_gates,
+    show,
+    wanted_gates,
+)
 from components.evaluation.subjects import Subject
+from training.probes.measures import MEASURES
+from training.probes.outcome import Items
+
+__all__ = [
+    "HISTOGRAM",
+    "RAW_PIXELS",
+    "SCHEMA",
+    "Gate",
+    "Judgement",
+    "Protocol",
+    "Verdict",
+    "headline_measure",
+    "judge",
+    "show",
+]
 
 SCHEMA = 1
-Protocol = Literal["classification", "segmentation", "label-free"]
-"""Which measures gate: given labels, given masks only, or nothing given."""
-
+"""Of metrics.json."""
+VERDICT_SCHEMA = 2
+"""Of verdict.json. 2 adds what is known of the certainty of a gate."""
 RAW_PIXELS, HISTOGRAM = "raw pixels", "colour histogram"
-
-
-@dataclass(frozen=True)
-class Gate:
-    """One condition."""
-
-    name: str
-    measured: float
-    bound: float
-    comparison: Literal[">", ">="]
-    passed: bool
-    explanation: str
 
 
 @dataclass(frozen=True)
@@ -47,22 +61,18 @@ class Verdict:
     protocol: Protocol
     teachers: dict[str, Judgement]
     students: dict[str, Judgement]
+    left_out: tuple[str, ...] = ()
+    """Settings of gates on labelled measures, which there were no labels for."""
 
     def document(self) -> dict[str, Any]:
-        """As verdict.json."""
-        return {"schema": SCHEMA, **asdict(self)}
-
-
-def headline_measure(protocol: Protocol) -> str:
-    """The one measure that summaries and the champion's gate use."""
-    return {"classification": "knn_top1", "segmentation": "miou", "label-free": "copy_retrieval"}[protocol]
-
-
-def show(measure: str, value: float) -> str:
-    """A value as people read it: per cent for fractions."""
-    if not math.isfinite(value):
-        return "not a number"
-    return f"{100 * value:.1f} %" if MEASURES[measure].share else f"{value:.1f}"
+        """As verdict.json; what a gate does not know is left out."""
+        document = {"schema": VERDICT_SCHEMA, **asdict(self)}
+        for group in (document["teachers"], document["students"]):
+            for judgement in group.values():
+                judgement["gates"] = [
+                    {key: value for key, value in gate.items() if value is not None} for gate in judgement["gates"]
+                ]
+        return document
 
 
 def judge(
@@ -70,12 +80,19 @@ def judge(
     found: Mapping[str, Measures],
     protocol: Protocol,
     settings: GateSettings,
+    items: Mapping[str, Mapping[str, Items]] | None = None,
 ) -> Verdict:
     """The verdict on every teacher and student of ``subjects``.
 
-    ``found`` has the measures of each subject by name, and those of ``raw pixels`` and ``colour histogram``. A student
-    passes when all its gates do and every teacher learned.
+    ``found`` has the measures of each subject by name, and those of ``raw pixels`` and ``colour histogram``; ``items``
+    the parts of those measures that have some, image by image, for comparisons with the champion: a measure without
+    is compared as a single figure. A student passes when all its gates do and every teacher learned. Gates against the
+    champion are left out where there is none, and those on labelled measures where nothing has labels.
+
+    Raises:
+        ValueError: the items of a student and its champion are not of the same images.
     """
+    wanted, left_out = wanted_gates(settings, protocol, {name for each in found.values() for name in each})
     teachers: dict[str, Judgement] = {}
     students: dict[str, Judgement] = {}
     for subject in subjects:
@@ -85,10 +102,13 @@ def judge(
     for subject in subjects:
         if subject.kind == "student":
             gates = _gates(subject, found, protocol, settings)
-            students[subject.student] = _judgement([*gates, _teacher_gate(failed)])
+            promotion = promotion_gates(subject, found, wanted, settings, items or {})
+            students[subject.student] = _judgement([*gates, *promotion, _teacher_gate(failed)])
     passed = not failed and all(judgement.passed for judgement in students.values())
     summary = _summary(subjects, found, protocol, teachers, students)
-    return Verdict(passed, summary, protocol, teachers, students)
+    if left_out:
+        summary += f" Not judged, since nothing has labels: {', '.join(left_out)}."
+    return Verdict(passed, summary, protocol, teachers, students, left_out)
 
 
 def _judgement(gates: Sequence[Gate]) -> Judgement:
@@ -116,11 +136,6 @@ def _gates(subject: Subject, found: Mapping[str, Measures], protocol: Protocol, 
         ):
             above(name, measure, random[measure], margin, untrained)
         gates.append(_at_least("feature_rank", "feature_rank", own["feature_rank"], settings.rank_bound, "the bound"))
-    if subject.champion:
-        measure = headline_measure(protocol)
-        bound = found[subject.champion][measure] - settings.champion_tolerance
-        what = f"the champion's {show(measure, found[subject.champion][measure])} less the tolerance"
-        gates.append(_at_least("not_below_champion", measure, own[measure], bound, what))
     return gates
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from components.common.report.palette import CLASSES, RIGHT, WRONG
 from foundry.images import Preprocessing
 from training.data.evaluation_set import IGNORE
 from training.probes.features import Backbone, Pixels, extract, squash
@@ -19,19 +20,6 @@ TILE = 112
 """Side of a tile in pixels."""
 _GAP = 6
 _TEXT = (31, 41, 55)
-GOOD, BAD = (22, 163, 74), (220, 38, 38)
-"""Frames of neighbours of the query's class, and of another class."""
-
-PALETTE = np.array(
-    [
-        (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (140, 86, 75),
-        (227, 119, 194), (127, 127, 127), (188, 189, 34), (23, 190, 207), (174, 199, 232), (255, 187, 120),
-        (152, 223, 138), (255, 152, 150), (197, 176, 213), (196, 156, 148), (247, 182, 210), (199, 199, 199),
-        (219, 219, 141), (158, 218, 229),
-    ],
-    np.uint8,
-)  # fmt: skip
-"""Colours of classes (the Tableau 20), repeated where there are more."""
 
 
 def to_png(image: np.ndarray | Image.Image) -> bytes:
@@ -86,17 +74,17 @@ def pca_tiles(
 ) -> list[np.ndarray]:
     """Tiles of the patch features of ``images`` as colours, at twice the side (and patch grid) that the model takes."""
     squares = [tile(image, 2 * preprocessing.crop) for image in images]
-    pixels = Pixels(len(squares), squares.__getitem__, squash(preprocessing, 2 * preprocessing.crop))
+    pixels = Pixels(len(squares), squares.__getitem__, preprocessing, show=squash(2 * preprocessing.crop))
     patches = extract(model, pixels, patches=True, device=device).patches
     assert patches is not None
     return [tile(picture, smooth=False) for picture in pca_colours(patches)]
 
 
 def overlay(scene: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A tile of ``scene`` under the classes of ``mask`` (H, W) in :data:`PALETTE`; pixels not scored are white."""
+    """A tile of ``scene`` under the classes of ``mask`` (H, W) in :data:`CLASSES`; pixels not scored are white."""
     size = (mask.shape[1], mask.shape[0])
     scene = np.asarray(Image.fromarray(scene).resize(size, Image.Resampling.BICUBIC))
-    colours = PALETTE[mask % len(PALETTE)].astype(np.float32)
+    colours = CLASSES[mask % len(CLASSES)].astype(np.float32)
     grey = scene.mean(axis=2, keepdims=True, dtype=np.float32)
     mixed = 0.3 * grey + 0.7 * colours
     mixed[mask == IGNORE] = 255
@@ -117,7 +105,8 @@ class Neighbours:
     """Whether queries are themselves part of the gallery (and no neighbours of their own)."""
 
     def sheet(self, query_embeddings: np.ndarray, gallery_embeddings: np.ndarray, count: int = 5) -> bytes:
-        """PNG: each query, then its ``count`` nearest images by one network, framed by whether the class is right.
+        """PNG: each query, then its ``count`` nearest images by one network, framed by whether the class is right
+        (blue, or vermillion with a cross).
 
         Embeddings are (N, D) of all possible queries and of the whole gallery.
         """
@@ -132,16 +121,23 @@ class Neighbours:
                 found = int(order[row, rank])
                 colour = None
                 if self.query_labels is not None and self.gallery_labels is not None:
-                    colour = GOOD if self.query_labels[query] == self.gallery_labels[found] else BAD
+                    colour = RIGHT if self.query_labels[query] == self.gallery_labels[found] else WRONG
                 tiles.append(framed(self.read_gallery(found), colour))
             columns.append((str(rank + 1), tiles))
         return sheet(columns)
 
 
 def framed(image: np.ndarray, colour: tuple[int, int, int] | None, side: int = 76) -> np.ndarray:
-    """A tile with a frame of 4 pixels; white where ``colour`` is None."""
+    """A tile with a frame of 4 pixels; white where ``colour`` is None, with a cross in a corner for :data:`WRONG`."""
     canvas = np.full((side, side, 3), 255, np.uint8)
     if colour is not None:
         canvas[:] = colour
     canvas[4:-4, 4:-4] = tile(image, side - 8)
+    if colour == WRONG:
+        marked = Image.fromarray(canvas)
+        draw = ImageDraw.Draw(marked)
+        draw.rectangle((side - 20, 4, side - 5, 19), fill=WRONG)
+        for line in ((side - 17, 7, side - 8, 16), (side - 17, 16, side - 8, 7)):
+            draw.line(line, fill=(255, 255, 255), width=2)
+        canvas = np.asarray(marked)
     return canvas

@@ -20,14 +20,19 @@ from components.common.report.html import (
     table,
     text,
 )
+from components.common.report.palette import CLASSES
+from components.evaluation.attention import ATTENTION_NOTE, SIMILARITY_SCRIPT
+from components.evaluation.concerns import Concern, concerns_section
+from components.evaluation.costs import Cost, EnergyRule, costs_section
 from components.evaluation.curated import CuratedFacts
 from components.evaluation.gates import HISTOGRAM, RAW_PIXELS, Judgement, Verdict, headline_measure, show
 from components.evaluation.measure import MEASURES, Examination
-from components.evaluation.pictures import PALETTE
 from components.evaluation.speed import BATCH, Speed
 from components.evaluation.subjects import Subject
 from foundry.progress import duration
 
+SIGNS = {">": ">", ">=": "≥", "<=": "≤"}
+"""Comparisons of gates as the page shows them."""
 DATASET_PAGE = "curation.html"
 """The dataset's own page, beside the report."""
 
@@ -45,6 +50,8 @@ class RunSummary:
     """Of a refinement: which state of the pretraining it is anchored to, in words."""
     gram_choice: bytes | None = None
     """PNG of the curve that this was chosen by."""
+    dense_against_global: bytes | None = None
+    """PNG of dense against global quality along the run."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,12 @@ class Pictures:
     """Title of the network -> sheet."""
     neighbour_note: str
     clusters: bytes | None
+    attention: bytes | None
+    explorers: Markup
+    """Pictures whose patches can be clicked."""
+    depth: bytes | None
+    tracking: Mapping[str, bytes]
+    """Video -> strip."""
 
 
 @dataclass(frozen=True)
@@ -79,22 +92,28 @@ class Content:
     runs: Sequence[RunSummary]
     pictures: Pictures
     facts: CuratedFacts
-    evaluation: Mapping[str, Any] | None
-    """url, digest and counts of the labelled set; None without labels."""
+    sets: Sequence[Mapping[str, Any]]
+    """Of each labelled set its name, url, digest and counts."""
     lineage: Sequence[tuple[str, Mapping[str, Any]]]
     """Input -> step, fingerprint, digest, git commit ..."""
     neighbours: int
     """k of the k-NN."""
+    costs: Sequence[Cost]
+    rule: EnergyRule
+    concerns: Sequence[Concern]
 
 
 def render(content: Content) -> str:
     """The HTML document."""
     sections = [
         Section("results", "Results", _results(content)),
+        Section("concerns", "What to worry about", concerns_section(content.concerns)),
         Section("gates", "Gates", _gates(content)),
+        Section("cost", "What it cost", costs_section(content.costs, content.rule)),
         Section("speed", "Size and speed", _speed(content)),
         Section("training", "Training", _training(content)),
-        Section("features", "Patch features", _features(content)),
+        Section("features", "Patch features", _features(content), scripts=_scripts(content)),
+        Section("dense", "Dense tasks", _dense(content)),
         Section("neighbours", "Nearest neighbours", _neighbours(content)),
         Section("classes", "Classes", _classes(content)),
         Section("dataset", "Dataset", dataset_section(content.facts, content.pictures.clusters)),
@@ -127,7 +146,7 @@ def _protocol_line(content: Content) -> str:
 
 
 def _cards(content: Content) -> Markup:
-    facts, evaluation = content.facts, content.evaluation
+    facts = content.facts
     parts = [(f"{facts.kept:,}", f"images learned from, {facts.found:,} files in the pool")]
     measure = headline_measure(content.verdict.protocol)
     for subject in content.subjects:
@@ -140,34 +159,37 @@ def _cards(content: Content) -> Markup:
                     f"{subject.title}: {MEASURES[measure].sentence}; untrained {show(measure, random)}",
                 )
             )
-    if evaluation is not None:
-        parts.append((f"{evaluation['test']:,}", f"labelled test images, {evaluation['train']:,} train"))
+    for each in content.sets:
+        if "test" in each:
+            parts.append((f"{each['test']:,}", f"labelled test images of {each['name']}, {each['train']:,} train"))
     return Markup("".join(f'<div class="card"><b>{text(top)}</b><span>{text(low)}</span></div>' for top, low in parts))
 
 
 def _columns(content: Content) -> list[str]:
-    return [name for name in MEASURES if any(name in each.measures for each in content.found.values())]
+    there = {name for each in content.found.values() for name in each.measures}
+    order = list(MEASURES)
+    return sorted(there, key=lambda name: (order.index(name.rpartition("/")[2]), name))
 
 
 def _results(content: Content) -> Markup:
     columns = _columns(content)
     compared = [subject.name for subject in content.subjects if subject.kind != "random"]
-    best = {
-        column: max((content.found[name].measures.get(column, float("-inf")) for name in compared), default=0.0)
-        for column in columns
-    }
+    best = {}
+    for column in columns:
+        values = [content.found[name].measures[column] for name in compared if column in content.found[name].measures]
+        best[column] = (min if MEASURES[column].smaller_is_better else max)(values, default=None)
     head: list[object] = ["Network", "Architecture", number("Parameters"), number("Input")]
     head += [number(MEASURES[column].title) for column in columns]
     rows = []
     previous = None
     for subject in content.subjects:
         network = content.networks[subject.name]
-        group = "teacher" if not subject.name.startswith("student-") else subject.name.split("-")[1]
+        group = subject.name.split("-")[1] if subject.name.startswith("student-") else subject.kind == "peer"
         cells: list[object] = [
             subject.title,
             network["architecture"],
-            number(f"{network['parameters'] / 1e6:.2f} M"),
-            number(f"{network['input_side']} px"),
+            number(f"{network['parameters'] / 1e6:.2f} M", sort=network["parameters"]),
+            number(f"{network['input_side']} px", sort=network["input_side"]),
         ]
         for column in columns:
             value = content.found[subject.name].measures.get(column)
@@ -187,14 +209,14 @@ def _results(content: Content) -> Markup:
         "the first step. Accuracies, recalls and mIoU in per cent; the best trained network of a column in bold."
     )
     chart = figure(content.pictures.bars, "bar chart", caption, 860)
-    return join([paragraph(note, "note"), table(head, rows), chart])
+    return join([paragraph(note, "note"), table(head, rows, sortable=True), chart])
 
 
 def _value(measure: str, value: float | None, css: str = "") -> Cell:
     if value is None:
         return number("–")
     scaled = 100 * value if MEASURES[measure].share else value
-    return number(f"{scaled:.1f}", css)
+    return number(f"{scaled:.{3 if MEASURES[measure].smaller_is_better else 1}f}", css)
 
 
 def _speed(content: Content) -> Markup:
@@ -217,7 +239,7 @@ def _speed(content: Content) -> Markup:
         f"Float32, {BATCH} images at a time, without decoding and preprocessing; measured on: {content.device}. A "
         "multiplication and an addition are two operations."
     )
-    return join([paragraph(note, "note"), table(head, rows)])
+    return join([paragraph(note, "note"), table(head, rows, sortable=True)])
 
 
 def _gates(content: Content) -> Markup:
@@ -236,7 +258,7 @@ def _gates(content: Content) -> Markup:
                 [
                     Cell(code(gate.name), "name"),
                     number(f"{gate.measured:.4g}"),
-                    number(f"{'≥' if gate.comparison == '>=' else '>'} {gate.bound:.4g}"),
+                    number(f"{SIGNS[gate.comparison]} {gate.bound:.4g}"),
                     state,
                     f"The {gate.explanation}."
                     if gate.name != "teacher_learned"
@@ -258,6 +280,8 @@ def _training(content: Content) -> Markup:
             parts.append(paragraph("This run left no metrics.jsonl.", "note"))
         else:
             parts.append(figure(run.curves, f"curves of {run.title}"))
+        if run.dense_against_global is not None:
+            parts.append(figure(run.dense_against_global, f"dense against global quality of {run.title}"))
         if run.gram_teacher:
             parts.append(paragraph(run.gram_teacher, "note"))
         if run.gram_choice is not None:
@@ -298,12 +322,27 @@ def _features(content: Content) -> Markup:
         "The first three principal components of each network's patch features as red, green and blue, one PCA for all "
         "images of a column: equal colours mean similar patches. Networks see the images at twice their usual side."
     )
-    parts = [paragraph(note, "note"), figure(pictures.pca, "PCA of patch features")]
+    parts = [paragraph(note, "note"), figure(pictures.pca, "PCA of patch features", scrolls=True)]
+    if pictures.attention is not None:
+        parts += [Markup("<h3>Attention</h3>"), paragraph(ATTENTION_NOTE, "note")]
+        parts.append(figure(pictures.attention, "attention of the last block", scrolls=True))
+    if pictures.explorers:
+        parts += [Markup("<h3>Similar patches</h3>"), pictures.explorers]
+    return join(parts)
+
+
+def _scripts(content: Content) -> tuple[str, ...]:
+    return (SIMILARITY_SCRIPT,) if content.pictures.explorers else ()
+
+
+def _dense(content: Content) -> Markup:
+    pictures = content.pictures
+    parts: list[Markup] = []
     if pictures.segmentation is not None:
         chips = "".join(
             f'<span><i style="background:rgb({r},{g},{b})"></i>{text(name)}</span>'
             for index, name in pictures.mask_classes
-            for r, g, b in [PALETTE[index % len(PALETTE)]]
+            for r, g, b in [CLASSES[index % len(CLASSES)]]
         )
         parts += [
             Markup("<h3>Segmentation by a linear head</h3>"),
@@ -311,8 +350,15 @@ def _features(content: Content) -> Markup:
                 "Test images, their masks (white: not scored) and what a linear head reads from frozen patches.", "note"
             ),
             Markup(f'<div class="legend">{chips}</div>'),
-            figure(pictures.segmentation, "segmentations"),
+            figure(pictures.segmentation, "segmentations", scrolls=True),
         ]
+    if pictures.depth is not None:
+        note = "Test images, their true depth, and what a linear head reads from frozen patches."
+        parts += [Markup("<h3>Depth by a linear head</h3>"), paragraph(note, "note")]
+        parts.append(figure(pictures.depth, "depths", scrolls=True))
+    for name, strip in pictures.tracking.items():
+        parts.append(Markup(f"<h3>Tracking: {text(name)}</h3>"))
+        parts.append(figure(strip, f"tracked objects of {name}", scrolls=True))
     return join(parts)
 
 
@@ -340,7 +386,7 @@ def _classes(content: Content) -> Markup:
     if len(names) > 60:
         note += f" The 60 best of {len(names)} classes."
     head = ["Class", *(Cell(title, style="text-align:center") for title, _ in columns)]
-    return join([paragraph(note, "note"), table(head, rows)])
+    return join([paragraph(note, "note"), table(head, rows, sortable=True)])
 
 
 def _heat(value: float) -> Cell:
@@ -383,39 +429,7 @@ def _lineage(content: Content) -> Markup:
 
 
 def _protocols(content: Content) -> Markup:
-    lines = [
-        (
-            "k-NN top-1",
-            f"Weighted {content.neighbours}-NN on L2-normalised embeddings, votes exp(cosine / 0.07); train images are "
-            "the bank, test images the queries.",
-        ),
-        (
-            "Linear top-1",
-            "A linear classifier on the embedding, or on embedding and mean patch; learning rate and features chosen "
-            "on a held-out fifth of the train images, fitted again on all of them; the test images are used once.",
-        ),
-        (
-            "Segm. mIoU",
-            "BatchNorm and a 1x1 convolution on frozen patch features, bilinear upsampling; mean IoU over the classes "
-            "of the test masks. Images are shown whole, resized to the network's square.",
-        ),
-        (
-            "Copy retrieval",
-            "Share of images whose second view (another crop, mirrored, other colours, blurred) is the nearest of all "
-            "second views.",
-        ),
-        (
-            "Feature rank",
-            "exp of the entropy of the normalised singular values of the embeddings (RankMe); 1 is collapse.",
-        ),
-        (
-            "Patch coherence",
-            "Probability that a patch is more similar to the patch at its own place in another view than to another "
-            "patch there; 50 % is chance, position alone gives a little more.",
-        ),
-    ]
-    used = {MEASURES[column].title for column in _columns(content)}
-    rows = [[name, words] for name, words in lines if name in used]
+    rows = [[MEASURES[column].title, MEASURES[column].how] for column in _columns(content)]
     baselines = paragraph(
         "Raw pixels: a 16 x 16 thumbnail minus its mean. Colour histogram: 8 x 8 x 8 joint RGB bins, compared by the "
         "Hellinger kernel. For dense measures both are taken of each cell of the teacher's patch grid.",

@@ -29,6 +29,12 @@ def environment(config: EvaluationConfig) -> dict[str, Any]:
     }
 
 
+def _network_digest(value: str) -> str:
+    from components.evaluation.networks import digest_of_network
+
+    return digest_of_network(value)
+
+
 STEP = Step(
     name="evaluation",
     summary="Measure teacher and students beside untrained networks and baselines; write a report and a verdict.",
@@ -40,6 +46,22 @@ STEP = Step(
         InputSpec("teacher", "a teacher that was there: the result of adoption", required=False),
         InputSpec("students", "training run with students/: the result of distillation"),
         InputSpec("evaluation", "labelled images or masks: folder, archive or URL", required=False, kind="url"),
+        InputSpec(
+            "benchmarks",
+            "further labelled sets (labels, masks, depths, videos ...): a URL, or NAME=URL;NAME=URL",
+            required=False,
+            kind="url",
+            several=True,
+        ),
+        InputSpec(
+            "peers",
+            "networks to measure beside them: a Hugging Face folder or model id, a run or models:/NAME@ALIAS, or "
+            "NAME=...;NAME=...",
+            required=False,
+            kind="url",
+            digest=_network_digest,
+            several=True,
+        ),
         InputSpec(
             "champion",
             "JSON of the registered champions, or the path of such a file (docs/evaluation.md)",

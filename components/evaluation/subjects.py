@@ -13,7 +13,10 @@ from foundry.storage import local_path, sha256_of_file
 
 TEACHERS = {"pretrained": "Teacher, pretrained", "refined": "Teacher, refined", "teacher": "Teacher, as given"}
 """Inputs that are teachers, and their titles: those of a line, or one that was there (adoption)."""
-Kind = Literal["teacher", "student", "champion", "random"]
+Kind = Literal["teacher", "student", "champion", "peer", "random"]
+
+PEERS = "peers."
+"""What the names of networks to measure beside those of the line begin with, among the inputs."""
 
 UNTRAINED = "step-000000000"
 """Name of the export that a run writes before its first step."""
@@ -25,7 +28,7 @@ class Subject:
 
     name: str
     """Unique, as in metrics.json: ``pretrained``, ``refined``, ``teacher``, ``student-vit``, ``student-vit-random``,
-    ``student-vit-champion``."""
+    ``student-vit-champion``, ``peer-NAME``."""
     title: str
     """As people read it."""
     kind: Kind
@@ -37,6 +40,8 @@ class Subject:
     """Name of the subject with the same architecture and random weights."""
     champion: str = ""
     """Name of the champion that this student challenges."""
+    source: str = ""
+    """Of a peer: where it is opened from (:func:`components.evaluation.networks.open_network`)."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ def _checked(folder: Path) -> Path:
 
 
 def find_subjects(inputs: Mapping[str, str], champions: Mapping[str, Champion]) -> list[Subject]:
-    """Every network of the line, each random one before what was trained from it.
+    """Every network of the line, each random one before what was trained from it; then its peers.
 
     ``inputs`` are the folders of teachers (:data:`TEACHERS`) and ``students``. Random networks whose weights and
     preprocessing are the same files are listed once.
@@ -131,6 +136,10 @@ def find_subjects(inputs: Mapping[str, str], champions: Mapping[str, Champion]) 
             subjects.append(Subject(reigning, title, "champion", _checked(champion.path), student))
         trained = latest_export(root)
         subjects.append(Subject(name, f"Student {student}", "student", trained, student, random, reigning))
+    for name, source in inputs.items():
+        if name.startswith(PEERS):
+            label = name.removeprefix(PEERS)
+            subjects.append(Subject(f"peer-{label}", label, "peer", Path(), source=source))
     return subjects
 
 

@@ -50,20 +50,21 @@ def _add_why(parser: argparse.ArgumentParser) -> None:
 def _promote_arguments(parser: argparse.ArgumentParser) -> None:
     _add_name(parser)
     parser.add_argument("version", metavar="VERSION", help="number, or an alias such as challenger")
+    parser.add_argument("--anyway", action="store_true", help="even if its verdict failed; needs --why")
     _add_why(parser)
 
 
 def _promote(arguments: argparse.Namespace) -> None:
-    from components.registration.registry import VERDICT, ModelRegistry
+    from components.registration.promotion import promote_by_hand
+    from components.registration.registry import ModelRegistry
 
     registry = ModelRegistry()
-    version = registry.version(arguments.name, arguments.version)
-    move = registry.promote(arguments.name, arguments.version, arguments.why or "promoted by hand")
+    move = promote_by_hand(registry, arguments.name, arguments.version, arguments.why, arguments.anyway)
     if move is None:
-        print(f"{arguments.name}: version {version.version} is the champion already")
+        print(f"{arguments.name}: version {registry.champion(arguments.name)} is the champion already")
         return
-    if version.tags.get(VERDICT) == "failed":
-        print(f"{arguments.name}: note that version {version.version} failed its verdict")
+    if move.overruled:
+        print(f"{arguments.name}: promoted in spite of its verdict: {move.overruled}")
     _tell(arguments.name, move)
 
 
@@ -104,10 +105,17 @@ def _history(arguments: argparse.Namespace) -> None:
         return
     rows = [("when (UTC)", "champion", "before", "moved by", "verdict", "why")]
     rows += [
-        (move.time[:19].replace("T", " "), move.version, move.previous or "-", move.action, move.verdict, move.why)
+        (move.time[:19].replace("T", " "), move.version, move.previous or "-", _moved_by(move), move.verdict, move.why)
         for move in moves
     ]
     print(_table(rows))
+    for move in moves:
+        if move.overruled:
+            print(f"version {move.version} was promoted in spite of its verdict: {move.overruled}")
+
+
+def _moved_by(move: Move) -> str:
+    return f"{move.action} --anyway" if move.overruled else move.action
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -25,6 +25,8 @@ CHAMPION = "champion"
 """Alias of the version that is served."""
 CHALLENGER = "challenger"
 """Alias of the version that was registered last."""
+PREVIOUS = "previous"
+"""Alias of the version that a rollback returns to; there is none where a rollback has nothing to return to."""
 EXPORT_DIGEST = f"{TAG_PREFIX}export_digest"
 """Tag of a version: digest of the exported folder that it holds."""
 VERDICT = f"{TAG_PREFIX}verdict"
@@ -34,6 +36,7 @@ PREVIOUS_CHAMPION = f"{TAG_PREFIX}previous_champion"
 LOGGED_MODEL = "models:/"
 """The source of a version is this and the id of its logged model."""
 _HISTORY = f"{TAG_PREFIX}history."
+_WHY_LIMIT, _OVERRULED_LIMIT = 1500, 2500  # characters; MLflow keeps 5000 of the whole entry
 
 Action = Literal["verdict", "promote", "rollback", "outside"]
 
@@ -53,6 +56,8 @@ class Move:
     why: str
     verdict: str
     """What the report said of ``version`` at that time: passed, failed or unknown."""
+    overruled: str = ""
+    """The failed gates of ``version`` that a person promoted it in spite of, in words."""
 
 
 class ModelRegistry:
@@ -155,9 +160,19 @@ class ModelRegistry:
         return self._moves(self.model(name))
 
     def promote(
-        self, name: str, version: str, why: str, *, action: Action = "promote", verdict: str | None = None
+        self,
+        name: str,
+        version: str,
+        why: str,
+        *,
+        action: Action = "promote",
+        verdict: str | None = None,
+        overruled: str = "",
     ) -> Move | None:
-        """Move ``champion`` to a version (number or alias) and enter it in the history; None where it stood there."""
+        """Move ``champion`` to a version (number or alias) and enter it in the history; None where it stood there.
+
+        ``previous`` then stands at the version that a rollback would return to.
+        """
         model = self.model(name)
         target = self.version(name, version)
         moves = self._moves(model)
@@ -172,15 +187,26 @@ class ModelRegistry:
             action=action,
             version=str(target.version),
             previous=None if current is None else str(current),
-            why=why,
+            why=why[:_WHY_LIMIT],
             verdict=verdict or target.tags.get(VERDICT, "unknown"),
+            overruled=overruled[:_OVERRULED_LIMIT],
         )
         with plain_address_errors(self.uri):
             self.client.set_registered_model_alias(name, CHAMPION, move.version)
             if action != "rollback" and move.previous is not None:
                 self.client.set_model_version_tag(name, move.version, PREVIOUS_CHAMPION, move.previous)
             self._enter(name, move)
+        self._point_previous(name)
         return move
+
+    def _point_previous(self, name: str) -> None:
+        model, target = self.model(name), self.previous_champion(name)
+        standing = model.aliases.get(PREVIOUS)
+        with plain_address_errors(self.uri):
+            if target is not None and target != str(standing):
+                self.client.set_registered_model_alias(name, PREVIOUS, target)
+            elif target is None and standing is not None:
+                self.client.delete_registered_model_alias(name, PREVIOUS)
 
     def rollback(self, name: str, why: str) -> Move:
         """Move ``champion`` back to the one before."""
@@ -208,7 +234,7 @@ class ModelRegistry:
 
     def _enter(self, name: str, move: Move) -> None:
         key = f"{_HISTORY}{move.time}"
-        self.client.set_registered_model_tag(name, key, json.dumps(asdict(move), sort_keys=True))
+        self.client.set_registered_model_tag(name, key, json.dumps(asdict(move), sort_keys=True, ensure_ascii=False))
 
 
 def champion_stack(moves: list[Move]) -> list[str]:

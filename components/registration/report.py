@@ -11,6 +11,9 @@ from typing import Any
 from foundry.errors import UserError
 from foundry.settings import digest_of
 
+SCHEMAS = (1, 2)
+"""Of verdict.json. 2 adds how certain a gate is."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -18,9 +21,11 @@ class Verdict:
 
     passed: bool
     reasons: tuple[str, ...]
-    """The gates that failed, in words; empty where all passed."""
+    """The gates that failed, in words: by how much, how certain, and the gate's name; empty where all passed."""
     digest: str
     """Of what it says, so that the same verdict is recognised."""
+    comparisons: tuple[str, ...] = ()
+    """What the comparisons with the champion found, in words."""
 
     @property
     def word(self) -> str:
@@ -42,14 +47,18 @@ def read_document(report: Path, name: str) -> Mapping[str, Any]:
 def read_verdicts(report: Path) -> dict[str, Verdict]:
     """The verdict on each student, by its name. Raises :class:`UserError` for a ``verdict.json`` of no use."""
     document = read_document(report, "verdict.json")
-    if document.get("schema") != 1:
-        raise UserError(f"{report}/verdict.json: schema {document.get('schema')} is not the supported 1")
+    if document.get("schema") not in SCHEMAS:
+        known = " or ".join(map(str, SCHEMAS))
+        raise UserError(f"{report}/verdict.json: schema {document.get('schema')} is not the supported {known}")
     try:
         return {
             student: Verdict(
                 passed=judgement["passed"] is True,
-                reasons=tuple(gate["explanation"] for gate in judgement["gates"] if not gate["passed"]),
+                reasons=tuple(
+                    f"{gate['explanation']} (gate {gate['name']})" for gate in judgement["gates"] if not gate["passed"]
+                ),
                 digest=digest_of(judgement),
+                comparisons=tuple(gate["explanation"] for gate in judgement["gates"] if "difference" in gate),
             )
             for student, judgement in document["students"].items()
         }

@@ -11,7 +11,7 @@ pixels sees crops of 96. From one pretraining of a seed go, with constant rates 
 
 And two of a smaller network (3 x 96): ``student``, distilled from that pretraining, and ``alone``, pretrained by itself
 for as many seconds as that distillation takes (the ratio of their steps is measured once, in turns). Every network is
-measured by 10-NN on caltech20 and a linear probe of the patches on camvid at 192 pixels. Two processes of one core each.
+measured by 10-NN on caltech20 and a linear probe of the patches on camvid at 192 pixels. Two processes, a core each.
 One line a seed, and as the last line one JSON object with means over seeds; what is finished is not made again.
 """
 
@@ -178,15 +178,17 @@ def measure(runs: Mapping[str, Path], dataset: Path, labelled: Path) -> dict[str
     import torch
 
     from components.evaluation.config import EvaluationConfig
-    from components.evaluation.measure import Examiner, Material
+    from components.evaluation.measure import Examiner, material_of
     from training.data.evaluation_set import EvaluationSet
     from training.data.shards import ShardDataset
     from training.engine.exports import latest_export
     from training.models.interchange import load_export
 
     torch.set_num_threads(1)
-    config = EvaluationConfig(segmentation_size=SEGMENTED, linear_steps=50)
-    examiner = Examiner(Material(config, ShardDataset(str(dataset)), EvaluationSet.open(str(labelled))), "cpu")
+    protocols = ("knn", "segmentation", "copies")
+    config = EvaluationConfig(protocols=protocols, segmentation_size=SEGMENTED)
+    sets = {"photographs": EvaluationSet.open(str(labelled))}
+    examiner = Examiner(config, material_of(config, ShardDataset(str(dataset)), sets), "cpu")
     exports = {name: latest_export(run) for name, run in runs.items()}
     exports["untrained"] = runs["pretraining"] / "export" / "step-000000000"
     found = {}

@@ -105,7 +105,7 @@ def test_parameters_have_types_descriptions_and_the_defaults_of_params(
     _, pipeline, _ = compiled
     parameters = pipeline["root"]["inputDefinitions"]["parameters"]
     types = {name: parameter["parameterType"] for name, parameter in parameters.items()}
-    texts = ("images", "labels", "backbone", "embeddings", "seeds", "raw", "previous", "volume")
+    texts = ("images", "labels", "benchmarks", "peers", "backbone", "embeddings", "seeds", "raw", "previous", "volume")
     assert types == {**dict.fromkeys(texts, "STRING"), **dict.fromkeys(STEPS, "STRUCT")}
     assert all(len(parameter["description"]) > 20 for parameter in parameters.values())
     written = load_params(REPOSITORY / "params.yaml")
@@ -170,7 +170,8 @@ def test_dvc_has_the_same_steps_with_the_same_inputs(compiled: tuple[Path, dict[
         }
         assert {key: value for key, value in inputs.items() if value.startswith("artifacts/")} == expected
         if "--inputs-from-params" in stages[step]["cmd"]:
-            inputs |= {name: "" for name in InputsConfig.model_fields if name not in ("images", "teacher")}
+            elsewhere = ("images", "teacher", "benchmarks", "peers")
+            inputs |= {name: "" for name in InputsConfig.model_fields if name not in elsewhere}
         assert set(inputs) == {spec.name for spec in step_named(step).inputs} - ELSEWHERE.get(name, set())
         assert f"python -m components.{step} --params params.yaml" in stages[step]["cmd"]
         assert f"--output artifacts/{step}" in stages[step]["cmd"]

@@ -1,312 +1,199 @@
-"""A labelled evaluation set: a folder, tar, zip or any fsspec URL with ``labels.csv`` and/or ``masks.csv``.
+"""A labelled evaluation set: a folder, tar, zip or any fsspec URL with one or more of these tables (or ``TABLE.gz``).
 
-``labels.csv[.gz]``: columns ``filename,label,split``. ``masks.csv[.gz]``: columns ``filename,mask,split``, the mask a
-PNG of integer class ids, 255 meaning "not scored". A ``labels.csv`` with a ``label_file`` column is read as masks.
+=================  ===================================================================================================
+``labels.csv``     ``filename,label,split``; further columns ``label_file`` and ``depth_file`` are read as masks and
+                   depth; with ``role`` in place of ``split`` it is read as ``retrieval.csv``
+``masks.csv``      ``filename,mask,split``: a PNG of integer class ids, 255 meaning "not scored"
+``depth.csv``      ``filename,depth,split`` and where wanted ``scale,offset`` (metres = value * scale + offset): a grey
+                   PNG of 16 bits (without scale millimetres) or 8 (with scale only), or an .npy of float metres
+``retrieval.csv``  ``filename,label,role``, the role ``db`` or ``query``; beside it where wanted ``relations.csv``,
+                   ``query,image,relation``, the relation ``easy``, ``hard`` or ``junk``
+``tracking.csv``   ``sequence,frame,filename,mask``: a PNG of object ids; the first frame has one
+``boxes.csv``      ``filename,left,top,right,bottom`` in pixels, a row a box
+``pairs.csv``      ``source,target,source_x,source_y,target_x,target_y`` in pixels, a row a point, and where wanted
+                   ``scale``
+=================  ===================================================================================================
+
 Optional ``classes.csv``: columns ``id,name`` and, where wanted, ``ignore`` (1: this id is not scored). Further columns
 are left alone. Files lie loose under the folder or inside its ``*.tar`` / ``*.tar.gz`` / ``*.tgz`` files, then named
-as the member is. A split is ``train``, ``test``, or any other name that the probes do not use (such as ``val``).
+as the member is. A split is ``train``, ``test``, or any other name that the probes do not use; where no row says
+``test``, ``val`` (``validation``, ``valid``) serves as test. Retrieval, tracking, boxes and pairs are all ``test``.
+DAVIS sequences are found by their folders, and where there is no table at all so are labels and masks
+(:mod:`training.data.evaluation_layouts`).
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
-import io
-import posixpath
-import shutil
-import tarfile
-import tempfile
-import threading
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING
 
 from foundry.errors import UserError
-from foundry.storage import filesystem
+from training.data.evaluation_contents import Contents, read_contents
+from training.data.evaluation_pixels import check_size, decode_depth, decode_ids
+from training.data.evaluation_relations import Box, BoxedImage, ImagePair, RetrievalImage, Sequence_
+from training.data.evaluation_rows import DepthImage, LabelledImage, MaskedImage
+from training.data.evaluation_source import open_source
+from training.data.evaluation_tables import IGNORE, TABLES
 
 if TYPE_CHECKING:
     import numpy as np
 
-IGNORE = 255
-"""Class index of pixels that no score counts."""
-
-_TARS = (".tar", ".tar.gz", ".tgz")
-_LABELS, _MASKS, _CLASSES = "labels.csv", "masks.csv", "classes.csv"
-
-
-@dataclass(frozen=True)
-class LabelledImage:
-    """One row of the classification task: ``label`` indexes :attr:`EvaluationSet.classes`."""
-
-    name: str
-    label: int
-
-
-@dataclass(frozen=True)
-class MaskedImage:
-    """One row of the segmentation task: image name and name of its mask file."""
-
-    name: str
-    mask: str
-
-
-class _Source(Protocol):
-    """Where files are read from."""
-
-    def __contains__(self, name: str) -> bool: ...
-
-    def read(self, name: str) -> bytes: ...
-
-
-class _Tar:
-    """A tar file with an index of its members. A gzipped one is unpacked to a temporary file, once."""
-
-    def __init__(self, opened: BinaryIO, label: str) -> None:
-        try:
-            magic = opened.read(2)
-            opened.seek(0)
-            if magic == b"\x1f\x8b":
-                plain = tempfile.TemporaryFile()
-                with gzip.GzipFile(fileobj=opened) as stream:
-                    shutil.copyfileobj(stream, plain, 1 << 20)
-                plain.seek(0)
-                opened = plain
-            self._file = opened
-            with tarfile.open(fileobj=opened, mode="r:") as archive:
-                self._members = {
-                    posixpath.normpath(member.name): (member.offset_data, member.size)
-                    for member in archive
-                    if member.isreg()
-                }
-        except (tarfile.TarError, EOFError, gzip.BadGzipFile, OSError) as error:
-            raise UserError(f"{label}: not a readable tar file ({error})") from None
-        self._lock = threading.Lock()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._members
-
-    def names(self) -> Iterable[str]:
-        return self._members
-
-    def read(self, name: str) -> bytes:
-        offset, size = self._members[name]
-        with self._lock:
-            self._file.seek(offset)
-            return self._file.read(size)
-
-
-class _Zip:
-    def __init__(self, opened: BinaryIO, label: str) -> None:
-        try:
-            self._archive = zipfile.ZipFile(opened)
-        except zipfile.BadZipFile as error:
-            raise UserError(f"{label}: not a readable zip file ({error})") from None
-        self._names = {
-            posixpath.normpath(info.filename): info.filename for info in self._archive.infolist() if not info.is_dir()
-        }
-        self._lock = threading.Lock()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._names
-
-    def names(self) -> Iterable[str]:
-        return self._names
-
-    def read(self, name: str) -> bytes:
-        with self._lock:
-            return self._archive.read(self._names[name])
-
-
-class _Folder:
-    """Loose files of a folder and, behind them, the members of its tar files (opened when first needed)."""
-
-    def __init__(self, fs: Any, root: str) -> None:
-        self._fs = fs
-        self._root = root.rstrip("/")
-        found = fs.find(self._root)
-        start = len(self._root) + 1
-        self._files = {path[start:].replace("\\", "/"): path for path in found}
-        self._tars: list[_Tar] | None = None
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._files or any(name in tar for tar in self._archives())
-
-    def names(self) -> Iterable[str]:
-        return self._files
-
-    def read(self, name: str) -> bytes:
-        if name in self._files:
-            return self._fs.cat_file(self._files[name])
-        return next(tar for tar in self._archives() if name in tar).read(name)
-
-    def _archives(self) -> list[_Tar]:
-        if self._tars is None:
-            names = sorted(name for name in self._files if name.lower().endswith(_TARS))
-            self._tars = [_Tar(self._fs.open(self._files[name], "rb"), self._files[name]) for name in names]
-        return self._tars
-
-
-class _Below:
-    """The part of an archive below one of its folders."""
-
-    def __init__(self, source: _Tar | _Zip, prefix: str) -> None:
-        self._source, self._prefix = source, prefix
-
-    def __contains__(self, name: str) -> bool:
-        return self._prefix + name in self._source
-
-    def read(self, name: str) -> bytes:
-        return self._source.read(self._prefix + name)
-
-
-def _open_source(url: str) -> _Source:
-    fs, root = filesystem(url)
-    if not fs.exists(root):
-        raise UserError(f"{url}: no such evaluation set; give a folder, tar or zip with {_LABELS} or {_MASKS}")
-    if fs.isdir(root):
-        return _Folder(fs, root)
-    archive: _Tar | _Zip
-    if root.lower().endswith(".zip"):
-        archive = _Zip(fs.open(root, "rb"), url)
-    elif root.lower().endswith(_TARS):
-        archive = _Tar(fs.open(root, "rb"), url)
-    else:
-        raise UserError(f"{url}: an evaluation set is a folder, .tar, .tar.gz or .zip, this is another file")
-    tables = [name for name in archive.names() if posixpath.basename(name).removesuffix(".gz") in (_LABELS, _MASKS)]
-    if not tables:
-        return archive
-    prefix = posixpath.dirname(min(tables, key=lambda name: (name.count("/"), name)))
-    return _Below(archive, f"{prefix}/") if prefix else archive
-
-
-@dataclass(frozen=True)
-class _Table:
-    name: str
-    columns: tuple[str, ...]
-    rows: tuple[dict[str, str], ...]
-
-
-def _read_table(source: _Source, url: str, file: str) -> _Table | None:
-    for name in (file, f"{file}.gz"):
-        if name in source:
-            break
-    else:
-        return None
-    data = source.read(name)
-    try:
-        text = (gzip.decompress(data) if name.endswith(".gz") else data).decode("utf-8-sig")
-        reader = csv.DictReader(io.StringIO(text), skipinitialspace=True, strict=True)
-        rows = tuple({key: (value or "").strip() for key, value in row.items() if key is not None} for row in reader)
-    except (UnicodeDecodeError, csv.Error, EOFError, OSError) as error:
-        raise UserError(f"{url}: {name} is not a readable CSV file ({error})") from None
-    return _Table(name, tuple(reader.fieldnames or ()), rows)
-
-
-def _require(url: str, table: _Table, columns: Sequence[str]) -> None:
-    for column in columns:
-        if column not in table.columns:
-            hint = "; say train or test for each image" if column == "split" else ""
-            raise UserError(
-                f"{url}: {table.name} has no column '{column}' (it has {', '.join(table.columns) or 'none'}){hint}"
-            )
-    if not table.rows:
-        raise UserError(f"{url}: {table.name} has no rows")
-
-
-def _clean(url: str, table: str, name: str) -> str:
-    clean = posixpath.normpath(name.replace("\\", "/"))
-    if not name or clean.startswith(("/", "../")) or clean == "..":
-        raise UserError(f"{url}: {table} names '{name}', which does not lie inside the set")
-    return clean
+__all__ = [
+    "IGNORE",
+    "Box",
+    "BoxedImage",
+    "DepthImage",
+    "EvaluationSet",
+    "ImagePair",
+    "LabelledImage",
+    "MaskedImage",
+    "RetrievalImage",
+    "Sequence_",
+]
 
 
 class EvaluationSet:
-    """Labelled images and/or masks, checked when opened. Use :meth:`open`."""
+    """Images and what is known of them, checked when opened. Use :meth:`open`."""
 
-    def __init__(self, url: str, source: _Source) -> None:
+    def __init__(self, url: str, contents: Contents) -> None:
         self.url = url
         """Where it was opened."""
-        self._source = source
-        labels = _read_table(source, url, _LABELS)
-        masks = _read_table(source, url, _MASKS)
-        mask_column = "mask"
-        if labels is not None and masks is None and "label_file" in labels.columns:
-            masks, mask_column = labels, "label_file"
-            if "label" not in labels.columns:
-                labels = None
-        if labels is None and masks is None:
-            raise UserError(f"{url}: holds neither {_LABELS} nor {_MASKS}; without labels leave the set out")
-        self._named_ids, self._ignored_ids = self._read_classes()
-        self._labels: dict[str, list[LabelledImage]] = {}
-        self._masks: dict[str, list[MaskedImage]] = {}
-        self.classes: tuple[str, ...] = ()
-        """Names of the classes of the classification task; empty without labels."""
-        if labels is not None:
-            _require(url, labels, ("filename", "label", "split"))
-            self._take_labels(labels)
-        if masks is not None:
-            _require(url, masks, ("filename", mask_column, "split"))
-            self._take_masks(masks, mask_column)
-        self._check_files_exist()
+        self._contents = contents
 
     @classmethod
     def open(cls, url: str) -> EvaluationSet:
         """The set at ``url``.
 
         Raises :class:`UserError` in one plain sentence where there is none, a table lacks a column or a row, a split is
-        missing, a listed file does not exist, an image is listed twice or a class is tested that no train image shows.
+        missing, a listed file does not exist, an image is listed twice, a class is tested that no train image shows, or
+        a query, sequence, box or pair could not be scored. What the files hold is checked when they are read.
         """
-        return cls(url, _open_source(url))
+        return cls(url, read_contents(url, open_source(url, TABLES)))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What there is truth of, among labels, masks, depth, retrieval, tracking, boxes and pairs, in that order."""
+        return tuple(task for task, there in self._contents.tasks().items() if there)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes of the classification task; empty without labels."""
+        return self._contents.classes
+
+    @property
+    def sequences(self) -> tuple[Sequence_, ...]:
+        """The videos, by name."""
+        return self._contents.sequences
+
+    @property
+    def boxes(self) -> tuple[BoxedImage, ...]:
+        """The images with boxes, in the order of the table."""
+        return self._contents.boxes
+
+    @property
+    def pairs(self) -> tuple[ImagePair, ...]:
+        """The pairs of images with points that correspond, in the order of the table."""
+        return self._contents.pairs
 
     @property
     def has_labels(self) -> bool:
         """Whether there is a classification task."""
-        return bool(self._labels)
+        return bool(self._contents.labels)
 
     @property
     def has_masks(self) -> bool:
         """Whether there is a segmentation task."""
-        return bool(self._masks)
+        return bool(self._contents.masks)
+
+    @property
+    def has_depth(self) -> bool:
+        """Whether there is a depth task."""
+        return bool(self._contents.depth)
+
+    @property
+    def has_retrieval(self) -> bool:
+        """Whether there are queries and a gallery."""
+        return bool(self.queries)
+
+    @property
+    def has_tracking(self) -> bool:
+        """Whether there are videos with masks."""
+        return bool(self.sequences)
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether there are boxes of objects."""
+        return bool(self.boxes)
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether there are pairs of images with points that correspond."""
+        return bool(self.pairs)
 
     @property
     def splits(self) -> list[str]:
         """Names of all splits."""
-        return sorted({*self._labels, *self._masks})
+        return sorted(self._contents.images())
 
     def images(self, split: str) -> list[str]:
-        """Names of the images of ``split``, of either task."""
-        labelled, masked = self.classification(split), self.segmentation(split)
-        return sorted({item.name for item in labelled} | {item.name for item in masked})
+        """Names of the images of ``split``, of every task."""
+        return sorted(self._contents.images().get(split, ()))
 
     def classification(self, split: str) -> list[LabelledImage]:
         """The images of ``split`` in the order of the table; empty for a split that is not there."""
-        return list(self._labels.get(split, ()))
+        return list(self._contents.labels.get(split, ()))
 
     def segmentation(self, split: str) -> list[MaskedImage]:
         """The images with masks of ``split`` in the order of the table; empty for a split that is not there."""
-        return list(self._masks.get(split, ()))
+        return list(self._contents.masks.get(split, ()))
+
+    def depth(self, split: str) -> list[DepthImage]:
+        """The images with depth of ``split`` in the order of the table; empty for a split that is not there."""
+        return list(self._contents.depth.get(split, ()))
+
+    @property
+    def queries(self) -> tuple[RetrievalImage, ...]:
+        """The M images that are looked for, in the order of the table."""
+        return self._contents.retrieval.queries
+
+    @property
+    def gallery(self) -> tuple[RetrievalImage, ...]:
+        """The N images that are looked through, in the order of the table."""
+        return self._contents.retrieval.gallery
+
+    def relations(self) -> np.ndarray:
+        """(M, N) int8, what each image of the gallery is to each query: 0 another, 1 an easy positive, 2 a hard one,
+        -1 junk, which counts neither way.
+
+        An equal label makes an easy positive; a query's own file in the gallery is junk; a row of ``relations.csv``
+        decides over both.
+        """
+        return self._contents.retrieval.matrix()
 
     def read(self, name: str) -> bytes:
         """Content of the file called ``name`` in the tables."""
-        return self._source.read(name)
+        return self._contents.source.read(name)
 
     @cached_property
     def mask_classes(self) -> dict[int, str]:
-        """Scored class ids of the masks, ascending, with their names. Without ``classes.csv``: the ids of the train
-        masks, named by number."""
-        if not self._masks:
+        """Scored class ids of the masks, ascending, with their names. Without ``classes.csv`` (and ADE20K's own list):
+        the ids of the train masks, named by number."""
+        if not self._contents.masks:
             return {}
-        if self._named_ids:
-            return {id: name for id, name in sorted(self._named_ids.items()) if id not in self._ignored_ids}
+        if self._contents.ids.names:
+            return self._contents.ids.scored()
         import numpy as np
 
         ids: set[int] = set()
-        for item in self._masks["train"]:
-            ids.update(int(id) for id in np.unique(self._decode_mask(item)))
-        return {id: str(id) for id in sorted(ids - {IGNORE})}
+        for item in self._contents.masks["train"]:
+            ids.update(int(id) for id in np.unique(self._decode_ids("mask", item.mask)))
+        ids.discard(IGNORE)
+        if len(ids) > IGNORE:
+            raise UserError(
+                f"{self.url}: the train masks hold {len(ids)} class ids, more than {IGNORE}; write classes.csv"
+            )
+        return {id: str(id) for id in sorted(ids)}
 
     def read_mask(self, item: MaskedImage, size: tuple[int, int] | None = None) -> np.ndarray:
         """(H, W) uint8 mask of ``item``: index into :attr:`mask_classes` (in ascending order of id), 255 = not scored.
@@ -316,121 +203,89 @@ class EvaluationSet:
         """
         import numpy as np
 
-        ids = self._decode_mask(item)
-        if size is not None and ids.shape != tuple(size):
-            raise UserError(
-                f"{self.url}: mask {item.mask} is {ids.shape[1]}x{ids.shape[0]}, its image {item.name} "
-                f"{size[1]}x{size[0]}; they must be equal"
-            )
+        ids = self._decode_ids("mask", item.mask)
+        check_size(self.url, "mask", item.mask, item.name, ids.shape, size)
         table = np.full(max(int(ids.max(initial=0)), IGNORE) + 1, -1, np.int64)
-        table[[IGNORE, *self._ignored_ids]] = IGNORE
+        table[[IGNORE, *(id for id in self._contents.ids.ignored if id < len(table))]] = IGNORE
         for index, id in enumerate(self.mask_classes):
             if id < len(table):
                 table[id] = index
         mask = table[ids]
         if (mask < 0).any():
-            known = "classes.csv" if self._named_ids else "the train masks"
+            known = self._contents.ids.origin if self._contents.ids.names else "the train masks"
             raise UserError(f"{self.url}: mask {item.mask} holds class id {int(ids[mask < 0][0])}, unknown to {known}")
         return mask.astype(np.uint8)
 
-    def _decode_mask(self, item: MaskedImage) -> np.ndarray:
+    def read_depth(self, row: DepthImage, size: tuple[int, int] | None = None) -> np.ndarray:
+        """(H, W) float32 metres of ``row``, 0 where not measured.
+
+        Not measured is a value of 0 unless the row's offset is above 0, one that is no finite number, and whatever does
+        not give more than 0 metres. ``size`` is the (height, width) of the image. Raises :class:`UserError` where the
+        depth has another size, is neither a grey PNG nor an .npy of (H, W) numbers, or has no known unit.
+        """
+        depth = decode_depth(self.url, row, self.read(row.depth))
+        check_size(self.url, "depth", row.depth, row.name, depth.shape, size)
+        return depth
+
+    def read_objects(self, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
+        """(H, W) uint8 object ids of the mask called ``name`` in a sequence: 0 background, 255 not scored.
+
+        Where the first mask of the sequence holds nothing but 0 and 255 (DAVIS 2016), 255 is object 1 in all its masks.
+        ``size`` is the (height, width) of the frame. Raises :class:`UserError` where the mask has another size, is
+        not a one-channel PNG, holds ids above 255, or shows no object though it is the first.
+        """
         import numpy as np
-        from PIL import Image
+
+        first, frame = self._object_masks[name]
+        ids = self._decode_ids("object mask", name)
+        check_size(self.url, "object mask", name, frame, ids.shape, size)
+        if first not in self._binary:
+            self._binary[first] = set(np.unique(self._decode_ids("object mask", first))) <= {0, IGNORE}
+        if self._binary[first]:
+            ids[ids == IGNORE] = 1
+        if ids.max(initial=0) > IGNORE:
+            raise UserError(f"{self.url}: object mask {name} holds id {ids.max()}; object ids are at most {IGNORE - 1}")
+        if name == first and not ((ids > 0) & (ids < IGNORE)).any():
+            raise UserError(
+                f"{self.url}: object mask {name} shows no object, but tracking of its sequence starts there"
+            )
+        return ids.astype(np.uint8)
+
+    @cached_property
+    def _object_masks(self) -> dict[str, tuple[str, str]]:
+        """Mask -> (first mask of its sequence, its frame)."""
+        return {
+            mask: (sequence.masks[0] or mask, frame)
+            for sequence in self.sequences
+            for mask, frame in zip(sequence.masks, sequence.frames, strict=True)
+            if mask is not None
+        }
+
+    @cached_property
+    def _binary(self) -> dict[str, bool]:
+        """First mask -> whether it holds one object, as 255."""
+        return {}
+
+    def pck_scale(self, pair: ImagePair) -> float:
+        """Pixels of the target image that PCK's alpha multiplies: the pair's own, else the longer side of the image."""
+        if pair.scale is not None:
+            return pair.scale
+        from foundry.images import ImageError, open_image
 
         try:
-            with Image.open(io.BytesIO(self.read(item.mask)), formats=("PNG",)) as image:
-                ids = np.asarray(image)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"{self.url}: mask {item.mask} is not a readable PNG ({error})") from None
-        if ids.ndim != 2:
-            raise UserError(f"{self.url}: mask {item.mask} has {ids.shape[2]} channels, not one channel of class ids")
-        return ids.astype(np.int64)
+            image = open_image(self.read(pair.target))
+        except ImageError as error:
+            raise UserError(f"{self.url}: {pair.target}: {error}") from None
+        return float(max(image.height, image.width))
+
+    def _decode_ids(self, what: str, name: str) -> np.ndarray:
+        return decode_ids(self.url, what, name, self.read(name))
 
     def digest(self) -> str:
         """sha256 over the tasks and the content of every listed file: equal for equal sets, loose or packed."""
         digest = hashlib.sha256()
-        for id, name in sorted(self._named_ids.items()):
-            digest.update(f"class\0{id}\0{name}\0{id in self._ignored_ids}\n".encode())
-        for split in sorted({*self._labels, *self._masks}):
-            for image in sorted(self._labels.get(split, ()), key=lambda row: row.name):
-                digest.update(f"label\0{split}\0{image.name}\0{self.classes[image.label]}\n".encode())
-            for row in sorted(self._masks.get(split, ()), key=lambda row: row.name):
-                digest.update(f"mask\0{split}\0{row.name}\0{row.mask}\n".encode())
-        for name in sorted(self._listed()):
+        for line in self._contents.lines():
+            digest.update(("\0".join(map(str, line)) + "\n").encode())
+        for name in sorted(self._contents.files()):
             digest.update(f"{name}\0{hashlib.sha256(self.read(name)).hexdigest()}\n".encode())
         return digest.hexdigest()
-
-    def _listed(self) -> dict[str, str]:
-        """Every file that a table names -> the table."""
-        files: dict[str, str] = {}
-        for images in self._labels.values():
-            files.update((image.name, _LABELS) for image in images)
-        for rows in self._masks.values():
-            for row in rows:
-                files.setdefault(row.name, _MASKS)
-                files.setdefault(row.mask, _MASKS)
-        return files
-
-    def _read_classes(self) -> tuple[dict[int, str], set[int]]:
-        table = _read_table(self._source, self.url, _CLASSES)
-        if table is None:
-            return {}, set()
-        _require(self.url, table, ("id", "name"))
-        names: dict[int, str] = {}
-        ignored = set()
-        for row in table.rows:
-            if not row["id"].isdigit() or int(row["id"]) > 65535:
-                raise UserError(f"{self.url}: {table.name} has id '{row['id']}', which is not a whole number from 0 up")
-            names[int(row["id"])] = row["name"]
-            if row.get("ignore", "0") not in ("", "0"):
-                ignored.add(int(row["id"]))
-        if len(names) - len(ignored) > IGNORE:
-            raise UserError(f"{self.url}: {table.name} has more than {IGNORE} classes")
-        return names, ignored
-
-    def _take_labels(self, table: _Table) -> None:
-        names = {row["label"] for row in table.rows}
-        listed = [name for id, name in sorted(self._named_ids.items()) if id not in self._ignored_ids]
-        self.classes = tuple(listed) if names <= set(listed) else tuple(sorted(names))
-        index = {name: number for number, name in enumerate(self.classes)}
-        seen: set[str] = set()
-        for row in table.rows:
-            name = _clean(self.url, table.name, row["filename"])
-            if name in seen:
-                raise UserError(f"{self.url}: {table.name} lists '{name}' twice")
-            seen.add(name)
-            self._labels.setdefault(row["split"], []).append(LabelledImage(name, index[row["label"]]))
-        self._check_splits(table.name, self._labels)
-        known = {image.label for image in self._labels["train"]}
-        for image in self._labels["test"]:
-            if image.label not in known:
-                raise UserError(
-                    f"{self.url}: {table.name} has test images of class '{self.classes[image.label]}' "
-                    "but no train image of it"
-                )
-
-    def _take_masks(self, table: _Table, column: str) -> None:
-        seen: set[str] = set()
-        for row in table.rows:
-            name = _clean(self.url, table.name, row["filename"])
-            if name in seen:
-                raise UserError(f"{self.url}: {table.name} lists '{name}' twice")
-            seen.add(name)
-            mask = _clean(self.url, table.name, row[column])
-            self._masks.setdefault(row["split"], []).append(MaskedImage(name, mask))
-        self._check_splits(table.name, self._masks)
-
-    def _check_splits(self, table: str, splits: Mapping[str, Any]) -> None:
-        for split in ("train", "test"):
-            if split not in splits:
-                found = ", ".join(f"'{name}'" for name in sorted(splits))
-                raise UserError(f"{self.url}: {table} has no row with split '{split}' (it has {found})")
-
-    def _check_files_exist(self) -> None:
-        listed = self._listed()
-        missing = [name for name in listed if name not in self._source]
-        if missing:
-            raise UserError(
-                f"{self.url}: {listed[missing[0]]} names '{missing[0]}', which is not there"
-                + (f" ({len(missing)} of {len(listed)} files are missing)" if len(missing) > 1 else "")
-            )

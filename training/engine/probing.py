@@ -13,33 +13,36 @@ from training.data.evaluation_set import EvaluationSet
 from training.data.shards import Images
 from training.distributed import barrier
 from training.models.build import Backbone
-from training.probes.features import Pixels, squash
-from training.probes.knn import KnnProbe
-from training.probes.label_free import Views, label_free_measures, make_views
-from training.probes.segmentation import SegmentationProbe
+from training.probes.material import Material
+from training.probes.options import DepthOptions, ProbeOptions
+from training.probes.passes import NetworkPasses, PixelStore
+from training.probes.protocols.base import run
+from training.probes.protocols.registry import make
 from training.recipe import Recipe
 
-LIMIT = 2000
-"""Labelled images of each split at most, evenly spread, so that the check stays short."""
-MASKED, MASK_STEPS = 100, 100
-"""Images with masks of each split at most, and steps of the head that is fitted to them."""
+NAMES = {"miou": "segmentation_miou", "feature_rank": "embedding_rank"}
+"""Measures whose curves have another name: ``feature_rank`` is the student's own, of every step."""
 
 
 class Probing:
     """``probing(backbone, side)``: measures by name. The process that ``probes`` computes, the others wait.
 
-    ``knn_top1`` of 10-NN and ``segmentation_miou`` of a linear head where ``evaluation`` names a set with labels or
-    masks; ``patch_coherence`` and ``copy_retrieval`` on images of the dataset itself, without labels.
+    The protocols of ``cadence.protocols`` on a cheap part of the set at ``evaluation``, where it has what they measure,
+    and on images of the dataset itself: ``knn_top1``, ``segmentation_miou``, ``patch_coherence``, ``copy_retrieval``.
     """
+
+    LIMIT = 2000
+    """Labelled images of each split at most, evenly spread, so that the check stays short."""
+    MASKED, MASK_STEPS = 100, 100
+    """Images with masks or depths of each split at most, and steps of the head that is fitted to them."""
 
     def __init__(
         self, recipe: Recipe, images: Images, evaluation: str | None, device: torch.device, probes: bool
     ) -> None:
         self._recipe, self._images, self._device, self._probing = recipe, images, device, probes
-        self._evaluation = EvaluationSet.open(evaluation) if evaluation and probes else None
-        self._probes: dict[int, KnnProbe] = {}
-        self._scenes: dict[int, SegmentationProbe] = {}
-        self._views: dict[int, Views | None] = {}
+        self._sets = {"evaluation": EvaluationSet.open(evaluation)} if evaluation and probes else {}
+        self._material: Material | None = None
+        self._pixels: PixelStore | None = None
 
     def __call__(self, backbone: Backbone, side: int) -> dict[str, float]:
         """Measures of ``backbone`` on images of ``side`` pixels; empty on all other processes."""
@@ -48,53 +51,40 @@ class Probing:
             threads = torch.get_num_threads()
             torch.set_num_threads(os.cpu_count() or threads)
             try:
-                found = {
-                    **self._labelled(backbone, side),
-                    **self._masked(backbone, side),
-                    **self._label_free(backbone, side),
-                }
+                found = self._measures(backbone, side)
             finally:
                 torch.set_num_threads(threads)
         barrier()
         return found
 
-    def _preprocessing(self, side: int) -> Preprocessing:
+    def _measures(self, backbone: Backbone, side: int) -> dict[str, float]:
+        if self._material is None or self._pixels is None:
+            self._material = Material(self._options(), self._some_images(), self._sets)
+            self._pixels = PixelStore(self._material.lists)
         crops = self._recipe.crops
-        return Preprocessing(resize=side, crop=side, mean=crops.mean, std=crops.std)
+        preprocessing = Preprocessing(resize=side, crop=side, mean=crops.mean, std=crops.std)
+        self._material.views(side)
+        protocols = make(self._recipe.cadence.protocols, self._material)
+        passes = NetworkPasses(
+            backbone,
+            preprocessing,
+            self._material.lists,
+            [request for protocol in protocols for request in protocol.requests()],
+            pixels=self._pixels,
+            device=self._device,
+        )
+        found = run(protocols, passes).measures
+        return {NAMES.get(name, name): value for name, value in found.items()}
 
-    def _labelled(self, backbone: Backbone, side: int) -> dict[str, float]:
-        if self._evaluation is None or not self._evaluation.has_labels:
-            return {}
-        if side not in self._probes:
-            self._probes[side] = KnnProbe(
-                self._evaluation, self._preprocessing(side), k=10, device=str(self._device), limit=LIMIT
-            )
-        return {"knn_top1": self._probes[side](backbone)["knn_top1"]}
-
-    def _masked(self, backbone: Backbone, side: int) -> dict[str, float]:
-        if self._evaluation is None or not self._evaluation.has_masks:
-            return {}
-        if side not in self._scenes:
-            self._scenes[side] = SegmentationProbe(
-                self._evaluation,
-                squash(self._preprocessing(side)),
-                steps=MASK_STEPS,
-                limit=MASKED,
-                device=str(self._device),
-            )
-        return {"segmentation_miou": self._scenes[side](backbone)}
-
-    def _label_free(self, backbone: Backbone, side: int) -> dict[str, float]:
-        if side not in self._views:
-            images = self._some_images()
-            self._views[side] = make_views(images, side, self._recipe.seed) if len(images) > 1 else None
-        views = self._views[side]
-        if views is None:
-            return {}
-        preprocessing = self._preprocessing(side)
-        first, second = (Pixels(len(each), each.__getitem__, preprocessing) for each in (views.first, views.second))
-        measures = label_free_measures(backbone, first, second, views.to_second, device=str(self._device))
-        return {name: measures[name] for name in ("patch_coherence", "copy_retrieval")}
+    def _options(self) -> ProbeOptions:
+        return ProbeOptions(
+            train_limit=self.LIMIT,
+            test_limit=self.LIMIT,
+            mask_limit=self.MASKED,
+            segmentation_steps=self.MASK_STEPS,
+            depth=DepthOptions(steps=self.MASK_STEPS),
+            seed=self._recipe.seed,
+        )
 
     def _some_images(self) -> list[np.ndarray]:
         """Readable images of the dataset, evenly spread over it."""

@@ -98,15 +98,41 @@ class ConvNeXt(nn.Module):
         N = (H / stride) * (W / stride) with ``config.stride``, 32 for four stages.
         """
         x = pixels.contiguous(memory_format=torch.channels_last)
-        for downsample, blocks in zip(self.downsample_layers, self.stages, strict=True):
-            x = downsample(x)
-            for block in cast(nn.ModuleList, blocks):
-                if self.recompute != "none" and self.training and torch.is_grad_enabled():
-                    x = run_again(block, self.recompute, x, draws, group)
-                else:
-                    x = block(x, draws, group)
+        for stage in range(len(self.stages)):
+            x = self._stage(stage, x, draws, group)
+        return self._readout(x, norm=True)
+
+    def intermediate_layers(self, pixels: Tensor, layers: int | Sequence[int], *, norm: bool = True) -> list[Features]:
+        """Outputs of the last ``layers`` stages, or of the stages numbered in ``layers`` from 0, in ascending order.
+
+        A stage has its own width and grid: those of stage s are 4 * 2**s pixels apart. With ``norm`` the final norm is
+        applied to the last stage, the only one that it fits; the entries of earlier stages are raw, as all are without
+        it.
+        """
+        count = len(self.stages)
+        wanted = set(range(count - layers, count) if isinstance(layers, int) else layers)
+        if not wanted or min(wanted) < 0 or max(wanted) >= count:
+            raise ValueError(f"layers {layers} of a network of {count} stages")
+        x = pixels.contiguous(memory_format=torch.channels_last)
+        features = []
+        for stage in range(max(wanted) + 1):
+            x = self._stage(stage, x, None, 0)
+            if stage in wanted:
+                features.append(self._readout(x, norm=norm and stage == count - 1))
+        return features
+
+    def _stage(self, stage: int, x: Tensor, draws: StepDraws | None, group: int) -> Tensor:
+        x = self.downsample_layers[stage](x)
+        for block in cast(nn.ModuleList, self.stages[stage]):
+            if self.recompute != "none" and self.training and torch.is_grad_enabled():
+                x = run_again(block, self.recompute, x, draws, group)
+            else:
+                x = block(x, draws, group)
+        return x
+
+    def _readout(self, x: Tensor, *, norm: bool) -> Features:
         tokens = torch.cat((x.mean(dim=(-2, -1)).unsqueeze(1), x.flatten(2).transpose(1, 2)), dim=1)
-        normed = self.norm(tokens)
+        normed = self.norm(tokens) if norm else tokens
         return Features(cls=normed[:, 0], registers=normed[:, 1:1], patches=normed[:, 1:], prenorm=tokens)
 
     def forward_crops(

@@ -22,7 +22,9 @@ class KnnResult:
     top1: dict[int, float]
     top5: dict[int, float]
     predictions: np.ndarray
-    """(N,) predicted class of each test image, with the first number of neighbours."""
+    """(M,) predicted class of each test image, with the first number of neighbours."""
+    hits5: np.ndarray
+    """(M,) bool: whether its class is among the five with most votes, with the first number of neighbours."""
 
 
 def knn(
@@ -42,9 +44,9 @@ def knn(
     """
     bank, queries = normalise_rows(train), normalise_rows(test)
     classes = int(max(train_labels.max(), test_labels.max())) + 1
-    ks = [min(k, len(bank)) for k in ks]
+    ks = list(dict.fromkeys(min(k, len(bank)) for k in ks))
     hits1, hits5 = dict.fromkeys(ks, 0), dict.fromkeys(ks, 0)
-    predictions = []
+    predictions, among_five = [], []
     for start in range(0, len(queries), chunk):
         similarity = queries[start : start + chunk] @ bank.T
         truth = test_labels[start : start + chunk]
@@ -58,17 +60,29 @@ def knn(
             best = np.argsort(-scores, axis=1, kind="stable")[:, :5]
             hits1[k] += int((best[:, 0] == truth).sum())
             voted = np.take_along_axis(scores, best, axis=1) > 0
-            hits5[k] += int(((best == truth[:, None]) & voted).any(axis=1).sum())
+            found = ((best == truth[:, None]) & voted).any(axis=1)
+            hits5[k] += int(found.sum())
             if k == ks[0]:
                 predictions.append(best[:, 0])
+                among_five.append(found)
     count = len(queries)
-    return KnnResult({k: hits1[k] / count for k in ks}, {k: hits5[k] / count for k in ks}, np.concatenate(predictions))
+    return KnnResult(
+        {k: hits1[k] / count for k in ks},
+        {k: hits5[k] / count for k in ks},
+        np.concatenate(predictions),
+        np.concatenate(among_five),
+    )
 
 
 def _most_similar(similarity: np.ndarray, k: int) -> np.ndarray:
     """(M, k) indices of the largest entries of each row, largest first; equal ones by index."""
     if k < similarity.shape[1]:
         part = np.sort(np.argpartition(-similarity, k - 1, axis=1)[:, :k], axis=1)
+        least = np.take_along_axis(similarity, part, axis=1).min(axis=1)
+        for row in np.flatnonzero((similarity >= least[:, None]).sum(axis=1) > k):  # a tie for the last place
+            above = np.flatnonzero(similarity[row] > least[row])
+            equal = np.flatnonzero(similarity[row] == least[row])
+            part[row] = np.sort(np.concatenate([above, equal[: k - len(above)]]))
     else:
         part = np.broadcast_to(np.arange(similarity.shape[1]), similarity.shape)
     inner = np.argsort(-np.take_along_axis(similarity, part, axis=1), axis=1, kind="stable")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.probes.features import Backbone, Pixels, extract, grid_side, normalise_rows
+from training.probes.features import grid_side, normalise_rows
+from training.probes.outcome import Items
 
 
 def copy_retrieval(first: np.ndarray, second: np.ndarray) -> float:
@@ -16,8 +17,13 @@ def copy_retrieval(first: np.ndarray, second: np.ndarray) -> float:
     Rows i of both are two views of image i (crop, mirror, colour and blur changes), compared by cosine; instance
     retrieval as in Wu et al. 2018. A tie counts as a miss unless row i comes first.
     """
+    return float(copy_hits(first, second).mean())
+
+
+def copy_hits(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(N,) bool: of which rows :func:`copy_retrieval` is the share."""
     similarity = normalise_rows(first) @ normalise_rows(second).T
-    return float((similarity.argmax(1) == np.arange(len(first))).mean())
+    return similarity.argmax(1) == np.arange(len(first))
 
 
 def feature_rank(features: np.ndarray) -> float:
@@ -91,29 +97,22 @@ def patch_coherence(first: np.ndarray, second: np.ndarray, to_second: np.ndarray
     (all alike, or noise), as dense features do in long training (Siméoni et al. 2025, section 4), fall to 0.5. Since
     the views overlap, features of nothing but the position in a view reach a little more (about 0.58).
     """
+    found = float(coherence_items(first, second, to_second).measure()[0])
+    return found if np.isfinite(found) else 0.5
+
+
+def coherence_items(first: np.ndarray, second: np.ndarray, to_second: np.ndarray) -> Items:
+    """What :func:`patch_coherence` is made of, image by image; nothing where no patch of an image counts."""
     side = grid_side(first.shape[1])
+    if side < 2:
+        return Items(np.zeros((len(first), 1, 2)))
     centres = (np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2) + 0.5) / side
     target = np.einsum("nij,pj->npi", to_second[:, :, :2], centres) + to_second[:, None, :, 2]
     inside = ((target > 0) & (target < 1)).all(-1)
-    if not inside.any() or side < 2:
-        return 0.5
     column, row = np.moveaxis((target * side).astype(int).clip(0, side - 1), -1, 0)
     counterpart = (row * side + column)[..., None]
     similarity = np.einsum("npd,nqd->npq", normalise_rows(first), normalise_rows(second))
     true = np.take_along_axis(similarity, counterpart, axis=2)
     below = (similarity < true).sum(-1) + 0.5 * ((similarity == true).sum(-1) - 1)
-    return float(below[inside].mean() / (side * side - 1))
-
-
-def label_free_measures(
-    model: Backbone, first: Pixels, second: Pixels, to_second: np.ndarray, *, batch: int = 64, device: str = "cpu"
-) -> dict[str, float]:
-    """``copy_retrieval``, ``feature_rank`` (of the first views) and ``patch_coherence`` of one model."""
-    one = extract(model, first, patches=True, batch=batch, device=device)
-    two = extract(model, second, patches=True, batch=batch, device=device)
-    assert one.patches is not None and two.patches is not None
-    return {
-        "copy_retrieval": copy_retrieval(one.cls, two.cls),
-        "feature_rank": feature_rank(one.cls),
-        "patch_coherence": patch_coherence(one.patches, two.patches, to_second),
-    }
+    shares = np.where(inside, below / (side * side - 1), 0.0)
+    return Items(np.stack([shares.sum(1), inside.sum(1)], axis=-1)[:, None, :].astype(np.float64))

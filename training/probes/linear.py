@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ class LinearResult:
     learning_rate: float
     validation: dict[str, float]
     """Best held-out accuracy of each variant."""
+    predictions: np.ndarray = field(compare=False)
+    """(M,) predicted class of each test image. Not compared: equality of results is that of their figures."""
 
 
 def linear_probe(
@@ -38,7 +40,8 @@ def linear_probe(
 ) -> LinearResult:
     """Accuracy on ``test`` of the linear classifier that does best on a held-out part of ``train``.
 
-    ``train`` and ``test`` map the name of a variant (``cls``, ``cls+patches``) to its features (N, D). Features are
+    ``train`` and ``test`` map the name of a variant to its features (N, D): the class token of the last block or of the
+    last four joined, each with and without the mean patch (``cls``, ``cls+patches``, ...). Features are
     standardised with the statistics of the fitted images, as a BatchNorm without affine parameters does (He et al.
     2022, appendix A.1), which makes one grid fit networks of any scale. For every variant all learning rates are
     fitted together: cross-entropy, SGD with momentum 0.9, no weight decay, cosine to zero, weights from N(0, 0.01),
@@ -46,7 +49,7 @@ def linear_probe(
     ``test`` is looked at once. Equal seeds give equal results.
     """
     classes = int(max(train_labels.max(), test_labels.max())) + 1
-    fitted, held = _split_by_class(train_labels, held_out, seed)
+    fitted, held = split_by_class(train_labels, held_out, seed)
     best: tuple[float, str, float] | None = None
     validation = {}
     for variant, features in train.items():
@@ -59,8 +62,8 @@ def linear_probe(
     assert best is not None
     _, variant, rate = best
     weights = _fit(train[variant], train_labels, classes, (rate,), steps, batch, seed)
-    top1 = float(_accuracy(weights, test[variant], test_labels)[0])
-    return LinearResult(top1, variant, rate, validation)
+    predictions = _predict(weights, test[variant])[0]
+    return LinearResult(float((predictions == test_labels).mean()), variant, rate, validation, predictions)
 
 
 @dataclass(frozen=True)
@@ -112,13 +115,17 @@ def _fit(
 
 def _accuracy(classifiers: _Classifiers, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """(C,) accuracy of each classifier."""
+    return (_predict(classifiers, features) == labels).mean(axis=1)
+
+
+def _predict(classifiers: _Classifiers, features: np.ndarray) -> np.ndarray:
+    """(C, M) class of each row of ``features`` (M, D) by each classifier."""
     x = (torch.from_numpy(np.asarray(features, np.float32)) - classifiers.mean) * classifiers.scale
-    predicted = (x @ classifiers.weight + classifiers.bias).argmax(-1)
-    return (predicted == torch.from_numpy(np.asarray(labels, np.int64))).double().mean(1).numpy()
+    return (x @ classifiers.weight + classifiers.bias).argmax(-1).numpy()
 
 
-def _split_by_class(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (fitted, held out): ``share`` of every class is held out; a class of one image is fitted only.
+def split_by_class(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ascending indices (fitted, held out): ``share`` of every class is held out; a class of one image is fitted only.
 
     Where every class has one image the held-out part is the fitted part: there is nothing else to select on.
     """

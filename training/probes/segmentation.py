@@ -5,7 +5,7 @@ Head: BatchNorm on the patch features, 1x1 convolution, bilinear upsampling, cro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from foundry.images import decode_image
 from training.data.evaluation_set import IGNORE, EvaluationSet, MaskedImage
-from training.probes.features import Backbone, Pixels, extract, grid_side
+from training.probes.features import grid_side
+from training.probes.outcome import Items
 
 LONGEST_SIDE = 640
 """Pixels of a mask's longer side at most, where one is kept in memory."""
@@ -35,6 +36,8 @@ class SegmentationResult:
     """Of each class that occurs in the test masks."""
     predictions: list[np.ndarray]
     """(H, W) uint8 class of each pixel, for the first test images (as many as ``keep``)."""
+    items: Items
+    """Intersection and union of each class in each test image; of classes that occur in the test masks."""
 
 
 def segmentation_probe(
@@ -81,18 +84,20 @@ def segmentation_probe(
         loss.backward()
         optimiser.step()
     head.eval()
-    confusion = np.zeros((classes, classes), np.int64)
-    predictions: list[np.ndarray] = []
-    with torch.inference_mode():
-        for start in range(0, len(test), batch):
-            logits = head(_to_map(torch.from_numpy(test[start : start + batch]).float(), height, width))
-            for index, mask in enumerate(test_masks[start : start + batch]):
+    return score_masks(_predicted(head, test, test_masks, height, batch), test_masks, classes, keep)
+
+
+def _predicted(
+    head: _Head, test: np.ndarray, masks: Sequence[np.ndarray], side: int, batch: int
+) -> Iterator[np.ndarray]:
+    """(H, W) uint8 classes of each test image, at the size of its mask."""
+    for start in range(0, len(test), batch):
+        with torch.inference_mode():
+            logits = head(_to_map(torch.from_numpy(test[start : start + batch]).float(), side, side))
+            for index, mask in enumerate(masks[start : start + batch]):
                 full = _upsample(logits[index : index + 1], mask.shape[:2])
-                predicted = full[0].argmax(0).numpy().astype(np.uint8)
-                confusion += confusion_matrix(predicted, mask, classes)
-                if len(predictions) < keep:
-                    predictions.append(predicted)
-    return _scores(confusion, predictions)
+                predicted: np.ndarray = full[0].argmax(0).numpy().astype(np.uint8)
+                yield predicted
 
 
 class _Head(nn.Module):
@@ -146,52 +151,38 @@ def confusion_matrix(predicted: np.ndarray, mask: np.ndarray, classes: int) -> n
     return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 
 
-def _scores(confusion: np.ndarray, predictions: list[np.ndarray]) -> SegmentationResult:
-    right, truth, said = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+def majority_map(masks: Sequence[np.ndarray], size: tuple[int, int], classes: int) -> np.ndarray:
+    """(H, W) uint8 of ``size``: the class that most of the ``masks`` have at each place, the floor of any network."""
+    counts = np.zeros((classes, *size), np.int64)
+    for mask in masks:
+        rows = ((np.arange(size[0]) + 0.5) * mask.shape[0] / size[0]).astype(int)
+        columns = ((np.arange(size[1]) + 0.5) * mask.shape[1] / size[1]).astype(int)
+        sampled = mask[np.ix_(rows, columns)]
+        for label in range(classes):
+            counts[label] += sampled == label
+    return counts.argmax(0).astype(np.uint8)
+
+
+def score_masks(
+    predictions: Iterable[np.ndarray], masks: Sequence[np.ndarray], classes: int, keep: int = 0
+) -> SegmentationResult:
+    """Scores of predicted (H, W) classes against masks; the first ``keep`` predictions stay in the result."""
+    kept: list[np.ndarray] = []
+    parts, truth, right = [], np.zeros(classes, np.int64), 0
+    for predicted, mask in zip(predictions, masks, strict=True):
+        confusion = confusion_matrix(predicted, mask, classes)
+        shared = np.diag(confusion)
+        parts.append(np.stack([shared, confusion.sum(1) + confusion.sum(0) - shared], axis=-1))
+        truth += confusion.sum(1)
+        right += int(shared.sum())
+        if len(kept) < keep:
+            kept.append(predicted)
     present = np.flatnonzero(truth)
-    iou = {int(label): float(right[label] / (truth[label] + said[label] - right[label])) for label in present}
+    items = Items(np.stack(parts)[:, present].astype(np.float64))
+    sums = items.values.sum(0)
+    iou = {int(label): float(shared / union) for label, (shared, union) in zip(present, sums, strict=True)}
     miou = float(np.mean(list(iou.values()))) if iou else 0.0
-    accuracy = float(right.sum() / max(confusion.sum(), 1))
-    return SegmentationResult(miou, accuracy, iou, predictions)
-
-
-class SegmentationProbe:
-    """Linear segmentation of one model after another on the same set with masks: ``probe(model)`` is its mIoU.
-
-    Masks of more than :data:`LONGEST_SIDE` pixels are compared at every n-th. ``prepare`` shows the whole image, as a
-    square (:func:`features.squash`).
-    """
-
-    def __init__(
-        self,
-        evaluation: EvaluationSet,
-        prepare: Callable[[np.ndarray], np.ndarray],
-        *,
-        steps: int,
-        batch: int = 64,
-        device: str = "cpu",
-        limit: int = 0,
-    ) -> None:
-        self._steps, self._batch, self._device = steps, batch, device
-        self._classes = len(evaluation.mask_classes)
-        self._masks, self._pixels = {}, {}
-        for split in ("train", "test"):
-            rows = evaluation.segmentation(split)
-            if limit and len(rows) > limit:
-                rows = [rows[index * len(rows) // limit] for index in range(limit)]
-            self._masks[split] = [scaled_mask(evaluation, row) for row in rows]
-            self._pixels[split] = Pixels.of_files([row.name for row in rows], evaluation.read, prepare)
-
-    def __call__(self, model: Backbone) -> float:
-        """mIoU of a head fitted to ``model``'s patch features, a fraction."""
-        dense = {}
-        for split, pixels in self._pixels.items():
-            dense[split] = extract(model, pixels, patches=True, batch=self._batch, device=self._device).patches
-        assert dense["train"] is not None and dense["test"] is not None
-        masks = self._masks
-        return segmentation_probe(
-            dense["train"], masks["train"], dense["test"], masks["test"], classes=self._classes, steps=self._steps
-        ).miou
+    return SegmentationResult(miou, right / max(int(truth.sum()), 1), iou, kept, items)
 
 
 def scaled_mask(evaluation: EvaluationSet, row: MaskedImage) -> np.ndarray:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from foundry.storage import without_credentials
+
+FOLDER = Path(__file__).parent
+_SORTABLE = "sortable"
 
 
 class Markup(str):
@@ -27,11 +31,13 @@ class Cell:
     content: object
     css: str = ""
     style: str = ""
+    sort: float | str | None = None
+    """What a sortable table sorts it by, where that is not its text; the empty text is a blank."""
 
 
-def number(value: object, css: str = "") -> Cell:
-    """A right-aligned cell."""
-    return Cell(value, f"n {css}".strip())
+def number(value: object, css: str = "", sort: float | None = None) -> Cell:
+    """A right-aligned cell; ``sort`` is its value where the text does not begin with it (units that differ)."""
+    return Cell(value, f"n {css}".strip(), sort=sort)
 
 
 @dataclass(frozen=True)
@@ -42,10 +48,18 @@ class Row:
     css: str = ""
 
 
-def table(head: Sequence[object], rows: Sequence[Row | Sequence[object]], css: str = "") -> Markup:
-    """A table that scrolls sideways where it is wider than the page; ``css`` is its class."""
+def table(
+    head: Sequence[object], rows: Sequence[Row | Sequence[object]], css: str = "", *, sortable: bool = False
+) -> Markup:
+    """A table that scrolls sideways where it is wider than the page; ``css`` is its class.
+
+    ``sortable``: where scripts run, the heads of its columns are buttons that sort the rows: upwards, downwards, then
+    as the page has them. A column whose cells all begin with a number (or whose :attr:`Cell.sort` is one) is sorted by
+    value, any other as text; blank cells and dashes come last either way, rows of class ``total`` stay at the end.
+    """
     body = "".join(_row(row if isinstance(row, Row) else Row(row), "td") for row in rows)
     top = f"<thead>{_row(Row(head), 'th')}</thead>" if head else ""
+    css = f"{_SORTABLE} {css}".strip() if sortable else css
     kind = f' class="{css}"' if css else ""
     return Markup(f'<div class="wide"><table{kind}>{top}<tbody>{body}</tbody></table></div>')
 
@@ -56,7 +70,8 @@ def _row(row: Row, tag: str) -> str:
         full = cell if isinstance(cell, Cell) else Cell(cell)
         css = f' class="{full.css}"' if full.css else ""
         style = f' style="{full.style}"' if full.style else ""
-        cells.append(f"<{tag}{css}{style}>{text(full.content)}</{tag}>")
+        sort = f' data-sort="{escape(str(full.sort))}"' if full.sort is not None else ""
+        cells.append(f"<{tag}{css}{style}{sort}>{text(full.content)}</{tag}>")
     css = f' class="{row.css}"' if row.css else ""
     return f"<tr{css}>{''.join(cells)}</tr>"
 
@@ -67,12 +82,19 @@ def paragraph(content: object, css: str = "") -> Markup:
     return Markup(f"<p{attribute}>{text(content)}</p>")
 
 
-def figure(png: bytes, alternative: str, caption: object = "", width: int | None = None) -> Markup:
-    """An inlined PNG with a caption; ``width`` in CSS pixels."""
+def figure(
+    png: bytes, alternative: str, caption: object = "", width: int | None = None, *, scrolls: bool = False
+) -> Markup:
+    """An inlined PNG with a caption; ``width`` in CSS pixels.
+
+    Where the page is narrower than the picture, it is made smaller, or ``scrolls`` sideways (sheets of many tiles).
+    """
     source = base64.b64encode(png).decode()
     size = f' style="width:{width}px"' if width else ""
     below = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
     image = f'<img alt="{escape(alternative)}"{size} src="data:image/png;base64,{source}">'
+    if scrolls:
+        image = f'<div class="wide">{image}</div>'
     return Markup(f"<figure>{image}{below}</figure>")
 
 
@@ -137,15 +159,33 @@ class Section:
     anchor: str
     title: str
     body: Markup
+    scripts: Sequence[str] = ()
+    """JavaScript that the body needs; the page holds each text once, however many sections ask for it."""
 
 
 def page(title: str, head: Markup, sections: Sequence[Section]) -> str:
-    """One self-contained HTML document: style and pictures inside, no script, nothing fetched."""
-    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+    """One self-contained HTML document: style, pictures and scripts inside, nothing fetched.
+
+    A page without sortable tables and without sections that need a script has none. Its content security policy lets a
+    browser load no other file and run no other script, whatever the texts of the page may hold.
+    """
+    style = (FOLDER / "page.css").read_text(encoding="utf-8")
     links = "".join(f'<a href="#{section.anchor}">{text(section.title)}</a>' for section in sections)
     body = "\n".join(f'<h2 id="{section.anchor}">{text(section.title)}</h2>\n{section.body}' for section in sections)
+    wanted = [script for section in sections for script in section.scripts]
+    if f'<table class="{_SORTABLE}' in body or f'<table class="{_SORTABLE}' in head:
+        wanted.insert(0, (FOLDER / "sorting.js").read_text(encoding="utf-8"))
+    scripts = list(dict.fromkeys(wanted))
+    running = "".join(f"<script>{script}</script>\n" for script in scripts)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{text(title)}</title>\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_policy(scripts)}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>\n{style}</style>\n</head>\n'
-        f"<body>\n{head}\n<nav>{links}</nav>\n{body}\n</body>\n</html>\n"
+        f"<body>\n{head}\n<nav>{links}</nav>\n{body}\n{running}</body>\n</html>\n"
     )
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
+    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}"

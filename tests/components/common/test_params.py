@@ -34,7 +34,8 @@ def test_the_default_document_holds_every_setting_with_its_description() -> None
     assert listed == {"curation.clusters.levels", "curation.retrieval_of"}
     single = {name for name in setting_names(Params) if not holds_settings(name)}
     inside = {name for name in single if any(name.startswith(f"{other}.") for other in listed)}
-    assert set(names_in(values)) == single - inside | listed
+    free = {"evaluation.gates.non_inferiority.headline"}  # of a mapping of measures
+    assert set(names_in(values)) - free | {name.rpartition(".")[0] for name in free} == single - inside | listed
     lines = text.splitlines()
     for number, line in enumerate(lines):
         if line and not line.lstrip().startswith("#"):

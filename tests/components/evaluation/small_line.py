@@ -131,3 +131,50 @@ def write_line(folder: Path, *, blind: bool = True) -> dict[str, str]:
     _exports(folder / "students/students/vit/export", VIT | {"depth": 1}, 6, 32, blind)
     _exports(folder / "students/students/convnext/export", CONVNEXT, 7, 64, blind)
     return {name: str(folder / name) for name in ("dataset", "pretrained", "refined", "students")}
+
+
+def write_benchmarks(folder: Path) -> dict[str, str]:
+    """Sets by name: ``rooms`` (depths), ``things`` (retrieval), ``clips`` (a video in the DAVIS layout), ``objects``
+    (boxes), ``matches`` (pairs of points) and ``more`` (further labels)."""
+    sets = {name: folder / name for name in ("rooms", "things", "clips", "objects", "matches")}
+    for path in sets.values():
+        path.mkdir(parents=True)
+    lines = ["filename,depth,split,scale"]
+    for split, count in (("train", 6), ("test", 4)):
+        for number in range(count):
+            name = f"{split}-{number}"
+            (sets["rooms"] / f"{name}.png").write_bytes(png(picture(number % 3, 700 + number)))
+            slope = np.linspace(40, 160, 40)[:, None] + np.zeros((1, 40))
+            (sets["rooms"] / f"{name}-depth.png").write_bytes(png(slope.astype(np.uint8)))
+            lines.append(f"{name}.png,{name}-depth.png,{split},0.03")
+    (sets["rooms"] / "depth.csv").write_text("\n".join(lines) + "\n")
+    lines = ["filename,label,role"]
+    for label, name in enumerate(CLASSES):
+        for number in range(4):
+            file, role = f"{name}-{number}.png", "query" if number == 0 else "db"
+            (sets["things"] / file).write_bytes(png(picture(label, 800 + number)))
+            lines.append(f"{file},{name},{role}")
+    (sets["things"] / "retrieval.csv").write_text("\n".join(lines) + "\n")
+    for kind in ("JPEGImages", "Annotations"):
+        (sets["clips"] / kind / "480p/walk").mkdir(parents=True)
+    for number in range(5):
+        frame = picture(0, 900, 48)
+        frame[10:30, 5 + 4 * number : 25 + 4 * number] = picture(1, 901, 20)
+        mask = np.zeros((48, 48), np.uint8)
+        mask[10:30, 5 + 4 * number : 25 + 4 * number] = 255
+        Image.fromarray(frame).save(sets["clips"] / f"JPEGImages/480p/walk/{number:05d}.jpg", quality=95)
+        (sets["clips"] / f"Annotations/480p/walk/{number:05d}.png").write_bytes(png(mask))
+    boxes, points = ["filename,left,top,right,bottom"], ["source,target,source_x,source_y,target_x,target_y"]
+    for number in range(4):
+        scene = picture(0, 950 + number)
+        scene[8:28, 10:30] = picture(2, 960 + number, 20)
+        (sets["objects"] / f"{number}.png").write_bytes(png(scene))
+        boxes.append(f"{number}.png,10,8,30,28")
+        shifted = np.roll(scene, 4, axis=1)
+        (sets["matches"] / f"{number}-a.png").write_bytes(png(scene))
+        (sets["matches"] / f"{number}-b.png").write_bytes(png(shifted))
+        points += [f"{number}-a.png,{number}-b.png,{x},{y},{x + 4},{y}" for x, y in ((12, 12), (20, 20), (25, 15))]
+    (sets["objects"] / "boxes.csv").write_text("\n".join(boxes) + "\n")
+    (sets["matches"] / "pairs.csv").write_text("\n".join(points) + "\n")
+    write_labelled_set(folder / "more", masks=False)
+    return {name: str(path) for name, path in {**sets, "more": folder / "more"}.items()}

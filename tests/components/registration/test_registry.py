@@ -1,9 +1,10 @@
 import itertools
+import json
 
 import pytest
 
 from components.common import tracking
-from components.registration.promotion import apply_verdict
+from components.registration.promotion import apply_verdict, promote_by_hand
 from components.registration.registry import ModelRegistry, Move, champion_stack
 from components.registration.report import Verdict
 from foundry.errors import UserError
@@ -53,6 +54,61 @@ def test_promotion_rollback_and_history(registry, model):
     ]  # fmt: skip
     times = [move.time for move in registry.history(model)]
     assert times == sorted(times)
+
+
+def previous(registry, name):
+    number = registry.model(name).aliases.get("previous")
+    return None if number is None else str(number)
+
+
+def test_previous_is_the_version_that_a_rollback_returns_to(registry, model):
+    seen = []
+    for step in ("1", "2", "3", "rollback", "rollback", "3"):
+        registry.rollback(model, "") if step == "rollback" else registry.promote(model, step, "")
+        seen.append((registry.champion(model), previous(registry, model)))
+        assert seen[-1][1] == registry.previous_champion(model)
+    assert seen == [("1", None), ("2", "1"), ("3", "2"), ("2", "1"), ("1", None), ("3", "1")]
+    assert registry.version(model, "previous").version == 1
+    apply_verdict(registry, model, "2", PASSED)
+    assert previous(registry, model) == "3"
+    registry.client.set_registered_model_alias(model, "champion", 1)
+    registry.promote(model, "2", "")
+    assert previous(registry, model) == "1", "a move by other hands counts"
+
+
+def test_a_failed_version_is_promoted_only_with_a_reason(registry, model):
+    apply_verdict(registry, model, "1", PASSED)
+    apply_verdict(registry, model, "2", FAILED)
+    with pytest.raises(UserError) as refused:
+        promote_by_hand(registry, model, "2", "because")
+    text = str(refused.value)
+    assert f"'{model}': version 2 failed its verdict: {FAILED.reasons[0]}; to promote it all the same" in text
+    assert "\n" not in text and registry.champion(model) == "1"
+    with pytest.raises(UserError, match="--anyway needs the reason"):
+        promote_by_hand(registry, model, "2", "  ", anyway=True)
+    move = promote_by_hand(registry, model, "2", "the old one is withdrawn", anyway=True)
+    assert (move.version, move.verdict, move.why) == ("2", "failed", "the old one is withdrawn")
+    assert move.overruled == FAILED.reasons[0] and registry.history(model)[-1] == move
+    assert promote_by_hand(registry, model, "2", "") is None, "what reigns already is not refused"
+    assert promote_by_hand(registry, model, "1", "").overruled == ""
+
+
+def test_a_long_refusal_and_a_long_reason_fit_the_registry(registry, model):
+    reasons = tuple(f"gate {number} é " + "x" * 600 for number in range(20))
+    apply_verdict(registry, model, "2", Verdict(False, reasons, "long"))
+    with pytest.raises(UserError, match="version 2 failed its verdict: gate 0 é xxx"):
+        promote_by_hand(registry, model, "2", "")
+    move = promote_by_hand(registry, model, "2", "y" * 9000, anyway=True)
+    assert registry.history(model)[-1] == move and move.why.startswith("yyy") and move.overruled.startswith("gate 0 é")
+
+
+def test_entries_of_before_are_read(registry, model):
+    """An entry that an earlier release wrote, which knew nothing of what is overruled."""
+    entry = {"action": "promote", "previous": None, "time": "2026-01-01T00:00:00.0Z", "verdict": "passed"}
+    text = json.dumps({**entry, "version": "1", "why": "first"})
+    registry.client.set_registered_model_tag(model, f"foundry.history.{entry['time']}", text)
+    registry.client.set_registered_model_alias(model, "champion", 1)
+    assert [(move.version, move.overruled) for move in registry.history(model)] == [("1", "")]
 
 
 def test_stack_of_champions():

@@ -2,7 +2,6 @@ import gzip
 import io
 import os
 import tarfile
-import zipfile
 from pathlib import Path
 
 import fsspec
@@ -11,21 +10,12 @@ import pytest
 from PIL import Image
 
 from foundry.errors import UserError
+from tests.training.data.evaluation_files import image, named, palette_png, png, tar_of, write, zip_of
 from training.data.evaluation_set import EvaluationSet, LabelledImage
 
 LABELS = "filename,label,split\na/1.png,cat,train\na/2.png,dog,train\nb/3.png,cat,test\n"
 MASKS = "filename,mask,split\nb/3.png,m/3.png,test\na/1.png,m/1.png,train\n"
 CLASSES = "id,name,ignore\n0,sky,0\n7,road,0\n9,void,1\n"
-
-
-def png(array):
-    buffer = io.BytesIO()
-    Image.fromarray(np.asarray(array, np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def image(seed, shape=(6, 8, 3)):
-    return png(np.random.default_rng(seed).integers(0, 256, shape))
 
 
 FILES = {
@@ -41,31 +31,6 @@ MASKED = {
     "m/1.png": png([[0, 7], [9, 255]]),
     "m/3.png": png([[7, 7], [0, 0]]),
 }
-
-
-def write(folder: Path, files) -> str:
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return str(folder)
-
-
-def tar_of(files, mode="w") -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as archive:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def zip_of(files) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return buffer.getvalue()
 
 
 def packed(tmp_path, form) -> str:
@@ -123,6 +88,62 @@ def test_digest_changes_with_a_label_and_with_a_pixel(tmp_path):
     assert EvaluationSet.open(write(tmp_path / "c", {**FILES, "b/3.png": image(4)})).digest() != base
 
 
+PLAIN = {
+    "labels.csv": b"filename,label,split\na/1.png,cat,train\na/2.png,dog,train\nb/3.png,cat,test\nb/4.png,cat,val\n",
+    **named("a/1.png", "a/2.png", "b/3.png", "b/4.png", "m/1.png", "m/3.png"),
+}
+PLAIN_MASKS = {
+    **PLAIN,
+    "masks.csv": MASKS.encode(),
+    "classes.csv": b"id,name,ignore\n0,cat,0\n7,dog,0\n9,void,1\n",
+}
+PLAIN_COLUMN = {**PLAIN, "labels.csv": b"filename,label_file,split\nb/3.png,m/3.png,test\na/1.png,m/1.png,train\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "digest"),
+    [
+        (PLAIN, "34a9ab1145edd0f74c0b3c9d9fd3c0f661de6a9a0b014a48c3db90d37b42ee50"),
+        (PLAIN_MASKS, "fa70e7ad10417b766e4963f2d1e3e0bd3444e7f226b62db5e9e328012c211c5c"),
+        (PLAIN_COLUMN, "44fb36ede0a64798dc6ec3fd7c51fc95c0455abae65a1f641cb2912ae4722e22"),
+    ],
+)
+def test_labels_and_masks_keep_the_digest_of_past_reports(tmp_path, files, digest):
+    # as computed when a set had labels and masks only
+    assert EvaluationSet.open(write(tmp_path, files)).digest() == digest
+
+
+def test_all_tasks_of_one_set(tmp_path):
+    extra = {
+        "depth.csv": b"filename,depth,split\nx/1.png,x/d.npy,train\nx/2.png,x/d.npy,test\nx/3.png,x/d.npy,val\n",
+        "retrieval.csv": b"filename,label,role\nx/4.png,cat,query\nx/5.png,cat,db\n",
+        "boxes.csv": b"filename,left,top,right,bottom\nx/6.png,0,0,1,1\n",
+        "pairs.csv": b"source,target,source_x,source_y,target_x,target_y\nx/7.png,x/8.png,0,0,1,1\n",
+        **named(*(f"x/{number}.png" for number in range(1, 9)), "x/d.npy"),
+        **named(*(f"JPEGImages/480p/swan/0000{number}.jpg" for number in range(2))),
+        **named(*(f"Annotations/480p/swan/0000{number}.png" for number in range(2))),
+    }
+    evaluation = EvaluationSet.open(write(tmp_path, {**MASKED, **extra}))
+    assert evaluation.tasks == ("labels", "masks", "depth", "retrieval", "tracking", "boxes", "pairs")
+    assert evaluation.splits == ["test", "train", "val"]
+    assert evaluation.images("train") == ["a/1.png", "a/2.png", "x/1.png"]
+    assert evaluation.images("val") == ["x/3.png"]
+    frames = [f"JPEGImages/480p/swan/0000{number}.jpg" for number in range(2)]
+    assert evaluation.images("test") == [*frames, "b/3.png", "x/2.png", *(f"x/{number}.png" for number in range(4, 9))]
+
+
+@pytest.mark.parametrize("name", ["val", "validation", "valid"])
+def test_validation_serves_as_test_where_there_is_none(tmp_path, name):
+    table = LABELS.replace("cat,test", f"cat,{name}").encode()
+    evaluation = EvaluationSet.open(write(tmp_path / "a", {**FILES, "labels.csv": table}))
+    assert evaluation.splits == ["test", "train"]
+    assert evaluation.classification("test") == [LabelledImage("b/3.png", 0)]
+    both = table + b"b/4.png,dog,test\n"
+    evaluation = EvaluationSet.open(write(tmp_path / "b", {**FILES, "labels.csv": both, "b/4.png": image(4)}))
+    assert evaluation.classification("test") == [LabelledImage("b/4.png", 1)]
+    assert evaluation.classification(name) == [LabelledImage("b/3.png", 0)]
+
+
 def test_masks_become_class_indices(tmp_path):
     evaluation = EvaluationSet.open(write(tmp_path, MASKED))
     assert evaluation.mask_classes == {0: "sky", 7: "road"}
@@ -138,12 +159,45 @@ def test_without_classes_file_the_train_masks_name_them(tmp_path):
     assert evaluation.read_mask(evaluation.segmentation("train")[0]).tolist() == [[0, 1], [2, 255]]
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (257, 3), (5, 7)])
+def test_masks_of_odd_sizes(tmp_path, shape):
+    ids = np.random.default_rng(0).choice([0, 7], shape)
+    evaluation = EvaluationSet.open(write(tmp_path, {**MASKED, "m/1.png": png(ids)}))
+    np.testing.assert_array_equal(evaluation.read_mask(evaluation.segmentation("train")[0], shape), ids == 7)
+
+
+def test_an_ignored_id_may_be_larger_than_those_of_a_mask(tmp_path):
+    files = {**MASKED, "classes.csv": b"id,name,ignore\n0,sky,0\n7,road,0\n9,void,1\n1000,unknown,1\n"}
+    evaluation = EvaluationSet.open(write(tmp_path, {**files, "m/3.png": png([[1000, 7]], np.uint16)}))
+    assert evaluation.read_mask(evaluation.segmentation("train")[0]).tolist() == [[0, 1], [255, 255]]
+    assert evaluation.read_mask(evaluation.segmentation("test")[0]).tolist() == [[255, 1]]
+
+
+def test_more_train_ids_than_a_mask_can_hold_are_refused(tmp_path):
+    files = {**without(MASKED, "classes.csv"), "m/1.png": png(np.arange(300).reshape(10, 30), np.uint16)}
+    with pytest.raises(UserError, match="the train masks hold 299 class ids, more than 255"):
+        EvaluationSet.open(write(tmp_path, files)).mask_classes  # noqa: B018
+
+
+def test_an_id_of_the_test_masks_only_is_refused(tmp_path):
+    files = {**without(MASKED, "classes.csv"), "m/3.png": png([[7, 8]])}
+    evaluation = EvaluationSet.open(write(tmp_path, files))
+    with pytest.raises(UserError, match="mask m/3.png holds class id 8, unknown to the train masks"):
+        evaluation.read_mask(evaluation.segmentation("test")[0])
+
+
+def test_a_list_of_classes_with_suffixes_is_read_by_the_one_that_numbers_them(tmp_path):
+    table = b"id5,name5,id2,name2\n0,sky,0,far\n7,road,1,near\n9,other(ignore),1,near\n"
+    evaluation = EvaluationSet.open(write(tmp_path / "a", {**MASKED, "classes.csv": table}))
+    assert evaluation.mask_classes == {0: "sky", 7: "road"}
+    assert evaluation.read_mask(evaluation.segmentation("train")[0]).tolist() == [[0, 1], [255, 255]]
+    either = table.replace(b"1,near\n9", b"2,near\n9")
+    with pytest.raises(UserError, match=r"classes.csv has no column 'id' \(it has id5, name5, id2, name2\)"):
+        EvaluationSet.open(write(tmp_path / "b", {**MASKED, "classes.csv": either}))
+
+
 def test_a_palette_png_counts_by_index(tmp_path):
-    picture = Image.fromarray(np.array([[7, 0], [0, 7]], np.uint8), mode="P")
-    picture.putpalette([200, 10, 10] * 256)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    evaluation = EvaluationSet.open(write(tmp_path, {**MASKED, "m/1.png": buffer.getvalue()}))
+    evaluation = EvaluationSet.open(write(tmp_path, {**MASKED, "m/1.png": palette_png([[7, 0], [0, 7]])}))
     assert evaluation.read_mask(evaluation.segmentation("train")[0]).tolist() == [[1, 0], [0, 1]]
 
 
@@ -175,6 +229,14 @@ def without(files, name):
         ({**without(FILES, "a/1.png"), "bad.tar": b"not a tar at all" * 40}, r"bad\.tar: not a readable tar file"),
         ({**MASKED, "classes.csv": b"id,name\nseven,road\n"}, "id 'seven', which is not a whole number"),
         ({**MASKED, "classes.csv": b"number,name\n7,road\n"}, "classes.csv has no column 'id'"),
+        ({**FILES, "labels.csv": LABELS.replace(",", ";").encode()}, "'filename'.*; separate the columns by commas"),
+        ({**FILES, "labels.csv": LABELS.replace("2.png,dog", "2.png,").encode()},
+         r"labels.csv has a row without a label \(filename 'a/2.png'\)"),
+        ({**FILES, "labels.csv": LABELS.replace("a/2.png", "").encode()}, r"a row without a filename \(label 'dog'\)"),
+        ({**MASKED, "masks.csv": MASKS.replace("m/1.png", "").encode()},
+         r"masks.csv has a row without a mask \(filename 'a/1.png'\)"),
+        (without(MASKED, "m/1.png"), "masks.csv names 'm/1.png', which is not there"),
+        ({f"inner/{name}": data for name, data in FILES.items()}, "but inner/labels.csv; give the folder of one set"),
     ],
 )  # fmt: skip
 def test_errors_are_plain(tmp_path, files, message):
@@ -215,6 +277,13 @@ def test_what_is_no_set_is_a_plain_error(tmp_path, name, data, message):
         EvaluationSet.open(str(path))
 
 
+def test_loose_files_come_before_tars_and_tars_in_the_order_of_their_names(tmp_path):
+    tars = {"b.tar": tar_of({"a/1.png": b"b", "a/2.png": b"b", "b/3.png": b"b"}), "a.tar": tar_of({"a/2.png": b"a"})}
+    files = {"labels.csv": LABELS.encode(), "a/1.png": b"loose", **tars}
+    evaluation = EvaluationSet.open(write(tmp_path, files))
+    assert [evaluation.read(name) for name in ("a/1.png", "a/2.png", "b/3.png")] == [b"loose", b"a", b"b"]
+
+
 def test_links_and_folders_of_a_tar_are_not_files(tmp_path):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -236,6 +305,7 @@ DATA = os.environ.get("FOUNDRY_DATA")
 )
 def test_real_sets(name, classes, train, test, masks):
     evaluation = EvaluationSet.open(f"{DATA}/{name}")
+    assert evaluation.tasks == (("masks",) if masks else ("labels",))
     assert len(evaluation.classes) == classes
     assert len(evaluation.classification("train")) == train
     assert len(evaluation.classification("test")) == test
@@ -244,9 +314,3 @@ def test_real_sets(name, classes, train, test, masks):
         with Image.open(io.BytesIO(evaluation.read(row.name))) as picture:
             mask = evaluation.read_mask(row, (picture.height, picture.width))
         assert set(np.unique(mask)) <= {*range(len(evaluation.mask_classes)), 255}
-
-
-@pytest.mark.skipif(not DATA, reason="FOUNDRY_DATA is not set")
-def test_a_real_set_without_splits_is_refused():
-    with pytest.raises(UserError, match="labels.csv has no column 'split'"):
-        EvaluationSet.open(f"{DATA}/coil100_views")

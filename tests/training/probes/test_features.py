@@ -59,11 +59,35 @@ def test_no_images_is_an_error():
 
 
 def test_squash_shows_the_whole_image():
-    shown = squash(PREPROCESSING, 12)(IMAGES[3])
+    pixels = Pixels(len(IMAGES), IMAGES.__getitem__, PREPROCESSING, show=squash(12))
+    (shown,) = pixels.batches(64)
     small = np.asarray(Image.fromarray(IMAGES[3]).resize((12, 12), Image.Resampling.BICUBIC), np.float64) / 255
     expected = (small - np.array(PREPROCESSING.mean)) / np.array(PREPROCESSING.std)
-    assert np.allclose(shown, expected.transpose(2, 0, 1), atol=1e-5)
-    assert squash(PREPROCESSING)(IMAGES[3]).shape == (3, 16, 16)
+    assert np.allclose(shown[3], expected.transpose(2, 0, 1), atol=1e-5)
+
+
+class Layered:
+    """Three layers: the mean colour, twice and three times it."""
+
+    blocks = (1, 2, 3)
+
+    def intermediate_layers(self, pixels, layers):
+        out = [model(pixels * (1 + layer)) for layer in range(3)]
+        return out[-layers:]
+
+    def __call__(self, pixels):
+        return self.intermediate_layers(pixels, 1)[0]
+
+
+def test_embeddings_of_the_last_layers():
+    pixels = Pixels(len(IMAGES), IMAGES.__getitem__, PREPROCESSING)
+    plain = extract(model, pixels)
+    assert len(plain.layers) == 1 and plain.layers[0] is plain.cls
+    for layers, there in ((1, 1), (2, 2), (9, 3)):
+        deep = extract(Layered(), pixels, layers=layers, batch=3)
+        assert len(deep.layers) == there and (deep.layers[-1] == deep.cls).all()
+        for number, vectors in enumerate(deep.layers):
+            assert np.allclose(vectors, plain.cls * (3 - there + number + 1), atol=1e-5)
 
 
 def test_grid_side():

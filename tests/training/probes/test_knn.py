@@ -29,6 +29,46 @@ def slow_votes(train, labels, query, k, temperature, classes):
     return votes
 
 
+def brute_force(train, labels, test, truth, k, temperature=0.07):
+    """(predictions, top-5 hits), one image at a time in float64; equal neighbours by index, equal votes by class."""
+    classes = max(labels.max(), truth.max()) + 1
+    predictions, hits = [], []
+    for query, label in zip(test.astype(np.float64), truth, strict=True):
+        votes = slow_votes(train.astype(np.float64), labels, query, k, temperature, classes)
+        best = sorted(range(classes), key=lambda each: -votes[each])[:5]
+        predictions.append(best[0])
+        hits.append(label in best and votes[label] > 0)
+    return np.array(predictions), np.array(hits)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1024])
+@pytest.mark.parametrize("k", [1, 6, 35, 500])
+def test_predictions_and_top5_hits_equal_brute_force(k, chunk):
+    (train, labels), (test, truth) = blobs(11, classes=9, spread=2.5), blobs(12, classes=9, spread=2.5)
+    result = knn(train, labels, test, truth, ks=(k, 3), chunk=chunk)
+    predictions, hits = brute_force(train, labels, test, truth, k)
+    assert (result.predictions == predictions).all() and (result.hits5 == hits).all()
+    used = min(k, len(train))
+    assert result.top1[used] == (predictions == truth).mean() and result.top5[used] == hits.mean()
+    assert 0 < hits.sum() < len(hits)
+
+
+@pytest.mark.parametrize("k", [1, 3, 10, 40])
+def test_equal_neighbours_are_taken_by_index(k):
+    rng = np.random.default_rng(13)
+    train, test = rng.choice([-1.0, 1.0], (40, 4)), rng.choice([-1.0, 1.0], (30, 4))  # cosines 0, 1/2, 1: exact
+    labels, truth = rng.integers(0, 12, 40), rng.integers(0, 12, 30)
+    predictions, hits = brute_force(train, labels, test, truth, k)
+    result = knn(train, labels, test, truth, ks=(k,), chunk=8)
+    assert (result.predictions == predictions).all() and (result.hits5 == hits).all()
+
+
+def test_numbers_of_neighbours_beyond_the_bank_are_counted_once():
+    (train, labels), (test, truth) = blobs(14, each=2), blobs(15, each=2)
+    result = knn(train, labels, test, truth, ks=(50, 12, 100))
+    assert result.top1 == knn(train, labels, test, truth, ks=(12,)).top1 and len(result.predictions) == len(truth)
+
+
 @pytest.mark.parametrize("k", [1, 7, 40])
 def test_equals_the_formula(k):
     (train, labels), (test, truth) = blobs(1), blobs(2)

@@ -2,12 +2,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from foundry.images import Preprocessing
-from training.probes.features import Pixels
 from training.probes.label_free import (
+    coherence_items,
+    copy_hits,
     copy_retrieval,
     feature_rank,
-    label_free_measures,
     make_views,
     patch_coherence,
 )
@@ -127,19 +126,22 @@ def test_views_of_an_image_depend_on_seed_and_position_only():
     assert (three.first != three.second).any()
 
 
-def test_measures_of_a_model():
+def test_the_parts_of_patch_coherence_make_it_up():
     rng = np.random.default_rng(7)
     images = [rng.integers(0, 256, (48, 48, 3)).astype(np.uint8) for _ in range(12)]
     views = make_views(images, 32)
-    preprocessing = Preprocessing(resize=32, crop=32)
-    pixels = [Pixels(12, side.__getitem__, preprocessing) for side in (views.first, views.second)]
+    cells = [side.reshape(12, 4, 8, 4, 8, 3).swapaxes(2, 3).reshape(12, 16, -1) for side in (views.first, views.second)]
+    parts = coherence_items(*cells, views.to_second)
+    assert parts.values.shape == (12, 1, 2)
+    assert parts.measure()[0] == patch_coherence(*cells, views.to_second)
+    alone = [patch_coherence(*(side[i : i + 1] for side in cells), views.to_second[i : i + 1]) for i in range(12)]
+    for i in np.flatnonzero(parts.values[:, 0, 1]):
+        assert parts.measure(np.eye(12)[i : i + 1])[0] == pytest.approx(alone[i])
 
-    def model(batch):
-        cells = batch.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5)
-        return {"cls": batch.flatten(1), "patches": cells.flatten(3).flatten(1, 2)}
 
-    found = label_free_measures(model, *pixels, views.to_second, batch=5)
-    flat = [np.stack([preprocessing(view).ravel() for view in side]) for side in (views.first, views.second)]
-    assert found["copy_retrieval"] == copy_retrieval(*flat)
-    assert found["feature_rank"] == pytest.approx(feature_rank(flat[0]), rel=1e-5)
-    assert 0 <= found["patch_coherence"] <= 1
+def test_the_hits_of_copy_retrieval_make_it_up():
+    rng = np.random.default_rng(8)
+    first = rng.normal(size=(20, 5))
+    second = first + rng.normal(0, 0.8, first.shape)
+    hits = copy_hits(first, second)
+    assert 0 < hits.sum() < 20 and hits.mean() == copy_retrieval(first, second)

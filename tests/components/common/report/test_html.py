@@ -1,9 +1,24 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+import components
 from components.common.report.charts import Part, bars, parts_bar, steps
-from components.common.report.html import Picture, frame, name, plain, text
+from components.common.report.html import (
+    Markup,
+    Picture,
+    Section,
+    figure,
+    frame,
+    name,
+    number,
+    page,
+    plain,
+    table,
+    text,
+)
+from tests.components.pages import assert_self_contained, read_page
 
 
 def test_names_are_escaped_short_and_without_credentials() -> None:
@@ -36,3 +51,36 @@ def test_steps_go_through_their_values() -> None:
     assert 'd="M0 100V0.00H1V50.00H2V75.00H3V100Z"' in chart and 'd="M0 100V75.00H1V75.00H2V100.00H3V100Z"' in chart
     assert 'aria-label="from &quot;4&quot; to 1"' in chart and 'viewBox="0 0 3 100"' in chart
     assert steps([[0.0]], ["after"], "nothing", "one").count("V100.00") == 1
+
+
+def test_a_sortable_table_brings_its_script_once_and_no_other_page_has_one(tmp_path: Path) -> None:
+    plain_table = table(["Name", number("Value")], [["a", number("1.5 M", sort=1.5e6)]])
+    assert '<td class="n" data-sort="1500000.0">1.5 M</td>' in plain_table and "sortable" not in plain_table
+    sortable = table(["Name"], [["a"]], "narrow", sortable=True)
+    assert '<table class="sortable narrow">' in sortable
+    for bodies, scripts in (([plain_table], 0), ([sortable, sortable], 1)):
+        sections = [Section(f"s{place}", "Section", body) for place, body in enumerate(bodies)]
+        html = page("title", Markup("<h1>title</h1>"), sections)
+        (tmp_path / "report.html").write_text(html)
+        parsed, words = read_page(tmp_path)
+        assert len(parsed.scripts) == scripts and "querySelector" not in words
+        assert_self_contained(parsed, html)
+
+
+def test_scripts_of_sections_stand_in_the_page_once_and_in_its_policy(tmp_path: Path) -> None:
+    script = 'document.title = "ran";'
+    sections = [Section(name, name, Markup("<p>x</p>"), scripts=(script,)) for name in ("one", "two")]
+    html = page("title", Markup(""), sections)
+    (tmp_path / "report.html").write_text(html)
+    parsed, _ = read_page(tmp_path)
+    assert parsed.scripts == [script]
+    assert_self_contained(parsed, html)
+
+
+def test_scripts_of_the_page_hold_nothing_that_would_end_them() -> None:
+    for path in Path(components.__file__).parent.rglob("*.js"):
+        assert "</" not in path.read_text(encoding="utf-8") and "<!--" not in path.read_text(encoding="utf-8"), path
+
+
+def test_a_figure_scrolls_where_it_is_told_to() -> None:
+    assert '<div class="wide"><img' in figure(b"png", "sheet", scrolls=True) and "wide" not in figure(b"png", "chart")
