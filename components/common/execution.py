@@ -281,6 +281,8 @@ def _make(
         if run is not None:
             run.set_tags({"digest": manifest.digest})
             run.log_metrics(metrics)
+            for name in step.shown:
+                run.log_artifact(result.path / name)
     print(f"{step.name}: done in {duration(seconds)}", flush=True)
     return result
 

@@ -85,6 +85,8 @@ class Step:
     """fnmatch patterns of files that tell how the work went, not what it made (logs, timings). They are kept and
     listed in the manifest but are not part of the result's digest, so a repeated computation has the same digest."""
 
+    shown: tuple[str, ...] = ()
+    """Files of the result that people look at: a copy of each is kept with the tracking run that made it."""
     tracked: bool = True
     """Whether each call has a tracking run (False for the making of the embedded sample)."""
 

@@ -137,5 +137,6 @@ STEP = Step(
     transient=TRANSIENT,
     environment=_environment,
     disk_bytes=_disk_bytes,
+    shown=("report.html",),
     records=("report.html", "bootstrap/metrics.jsonl", "bootstrap/events.jsonl"),  # the dataset is the same without
 )

@@ -74,5 +74,6 @@ STEP = Step(
     transient=("workers",),
     environment=environment,
     disk_bytes=lambda *_: 64 << 20,
+    shown=("report.html", "verdict.json", "metrics.json"),
     records=("report.html", "curation.html", "speed.json"),  # times; the second is the dataset's
 )

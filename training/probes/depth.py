@@ -24,7 +24,7 @@ NEAREST = 0.001
 """Metres: the near end of the papers' range."""
 FARTHEST = 10.0
 """Metres: the far end for rooms (NYU); 80 for streets (KITTI)."""
-_TRAIN_SCALE = 2
+_TRAIN_SCALE = 1
 """While fitting, logits are upsampled to this multiple of the patch grid (or the map's size, if that is smaller) and
 compared with the depth at those places."""
 _TEST_SCALE = 4

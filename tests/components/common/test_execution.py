@@ -232,9 +232,11 @@ def test_a_step_is_a_tracked_run_with_lineage_and_its_metrics_file_is_followed(t
     def train(config, inputs, output: Path):
         rows = [{"step": step, "time": 1000.0 + step, "loss": 1.0 / (step + 1)} for step in range(3)]
         (output / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (output / "report.html").write_text("<p>good</p>")
         return {"knn_top1": 0.5}
 
-    step = dataclasses.replace(toy.step, run=train, tracked=True, records=("metrics.jsonl",))
+    changes = {"run": train, "tracked": True, "records": ("metrics.jsonl",), "shown": ("report.html",)}
+    step = dataclasses.replace(toy.step, **changes)
     outcomes = [execute(step, toy.config(rows=9), {"champion": "c"}, store=toy.store) for _ in range(2)]
     assert [outcome.reused for outcome in outcomes] == [False, True]
     client = tracking.client()
@@ -245,6 +247,7 @@ def test_a_step_is_a_tracked_run_with_lineage_and_its_metrics_file_is_followed(t
     assert [(metric.step, metric.value) for metric in history] == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
     assert made.data.metrics["knn_top1"] == reused.data.metrics["knn_top1"] == 0.5
     assert made.data.params["toy.rows"] == "9"
+    assert [file.path for file in client.list_artifacts(made.info.run_id)] == ["report.html"]
     for run_data in (made, reused):
         tags = run_data.data.tags
         assert tags["foundry.fingerprint"] == outcomes[0].fingerprint and tags["foundry.digest"] == outcomes[0].digest
