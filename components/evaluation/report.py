@@ -25,7 +25,7 @@ from components.evaluation.attention import ATTENTION_NOTE, SIMILARITY_SCRIPT
 from components.evaluation.concerns import Concern, concerns_section
 from components.evaluation.costs import Cost, EnergyRule, costs_section
 from components.evaluation.curated import CuratedFacts
-from components.evaluation.gates import HISTOGRAM, RAW_PIXELS, Judgement, Verdict, headline_measure, show
+from components.evaluation.gates import HISTOGRAM, RAW_PIXELS, Gate, Judgement, Verdict, headline_measure, show
 from components.evaluation.measure import MEASURES, Examination
 from components.evaluation.speed import BATCH, Speed
 from components.evaluation.subjects import Subject
@@ -260,15 +260,18 @@ def _gates(content: Content) -> Markup:
                     number(f"{gate.measured:.4g}"),
                     number(f"{SIGNS[gate.comparison]} {gate.bound:.4g}"),
                     state,
-                    f"The {gate.explanation}."
-                    if gate.name != "teacher_learned"
-                    else f"{gate.explanation.capitalize()}.",
+                    Cell(_sentence(gate), "words"),
                 ]
             )
         word = "passed" if judgement.passed else "not passed"
         parts.append(Markup(f"<h3>{text(titles.get(name, name))}: {word}</h3>"))
         parts.append(table(["Gate", number("Measured"), number("Bound"), "Result", "In words"], rows))
     return join(parts)
+
+
+def _sentence(gate: Gate) -> str:
+    told = gate.explanation
+    return f"{told[0].upper()}{told[1:]}." if gate.name == "teacher_learned" else f"The {told}."
 
 
 def _training(content: Content) -> Markup:
