@@ -15,7 +15,7 @@ from serving.image_paths import ImagePaths
 from serving.parts import Parts, Row
 
 FIRST_DELAY, LONGEST_DELAY = 0.05, 2.0
-"""Seconds before a request is repeated: doubled each time up to the longest; each is drawn from its upper half."""
+"""Seconds before a request is repeated: doubled each time up to the longest; drawn between half of it and all."""
 WITHDRAWN = 5.0
 """Seconds for which other versions alone must answer before the run's own counts as withdrawn: a server that starts may
 load it last."""
@@ -143,9 +143,8 @@ class BulkRequests:
                 answer = self._answer([item.data for item in items])
             except RefusedImage as refusal:
                 match = _REFUSED.fullmatch(str(refusal))
-                index = int(match[1]) if match else 0
-                if (match is None and len(items) > 1) or index >= len(items):
-                    # It does not say which: halves find out.
+                index = 0 if len(items) == 1 else int(match[1]) if match else len(items)
+                if index >= len(items):  # it does not say which: halves find out
                     middle = len(items) // 2
                     return rows | self._ask(paths, items[:middle]) | self._ask(paths, items[middle:])
                 position = items[index].position

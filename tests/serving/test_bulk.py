@@ -147,6 +147,15 @@ def test_a_refusal_that_names_no_image_is_narrowed_down(server: StandIn, embed: 
     np.testing.assert_array_equal(column(table.take(good)), vectors(contents)[good])
 
 
+def test_a_refusal_that_names_an_image_that_was_not_sent_ends(server: StandIn, embed: Embed, tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 3)
+    server.rule = lambda images: (400, "image 5: odd [corrupt]")
+    output = tmp_path / "vectors.parquet"
+    assert embed(tmp_path / "images", "--output", output) == 3
+    assert parquet.read_table(output).column("error").to_pylist() == ["odd [corrupt]"] * 3
+    assert list(map(len, server.requests)) == [3, 1, 2, 1, 1]
+
+
 def test_all_refused_is_an_output_of_reasons(server: StandIn, embed: Embed, tmp_path: Path) -> None:
     write_images(tmp_path / "images", 3)
     server.rule = lambda images: (400, "image 0: no [corrupt]")
