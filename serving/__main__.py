@@ -24,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     up = add("up", "start the server with the models of the repository and leave it up")
     stop = add("stop", "stop the server")
     status = add("status", "say whether the server runs and what it serves (JSON)")
-    embed = add("embed", "ask for the embeddings of images (JSON on the output, or --output FILE.npy)")
+    embed = add("embed", "ask for the embeddings of images (JSON on the output, or --output FILE)")
     export = add("export", "write the ONNX graph of a Hugging Face export folder")
     add("install", "unpack the Triton server where it is looked for; nothing to do when it is there")
 
@@ -37,19 +37,43 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout", type=float, default=60.0, metavar="SECONDS", help="limit of the start (default: %(default)s)"
     )
 
-    embed.add_argument("images", nargs="+", metavar="IMAGE", help="image file, '-' for the standard input")
-    embed.add_argument("--url", help="server to ask (default: the embedded one)")
-    embed.add_argument("--model", help="model to ask (default: the only one served)")
-    embed.add_argument("--version", type=int, help="version to ask (default: the newest served)")
-    embed.add_argument("--patch-features", action="store_true", help="ask for the features of the patches too")
-    embed.add_argument(
-        "--output", type=Path, metavar="FILE", help="write float32 (images, D), or the patch features, as .npy"
-    )
+    _add_embed_arguments(embed)
 
     export.add_argument("source", type=Path, metavar="EXPORT", help="folder with config.json and model.safetensors")
     export.add_argument("destination", type=Path, metavar="DESTINATION", help="new folder for model.onnx")
     export.add_argument("--opset", type=int, help="ONNX operator set (default: that of the served models)")
     return parser
+
+
+def _add_embed_arguments(embed: argparse.ArgumentParser) -> None:
+    embed.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        help="file, folder (all below it), 'pattern', or '-' for the standard input",
+    )
+    embed.add_argument("--from", dest="list_file", metavar="LIST", help="text file with the path of an image a line")
+    embed.add_argument("--url", help="server to ask (default: the embedded one)")
+    embed.add_argument("--model", help="model to ask (default: the only one served)")
+    embed.add_argument("--version", type=int, help="version to ask (default: the newest served, for the whole run)")
+    embed.add_argument("--patch-features", action="store_true", help="ask for the features of the patches too")
+    embed.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="FILE.parquet, FILE.npy or FILE.json; the same command goes on with what a killed one left",
+    )
+    embed.add_argument("--batch", type=int, default=8, help="images of a request (default: %(default)s)")
+    embed.add_argument("--concurrency", type=int, default=4, help="requests at once (default: %(default)s)")
+    embed.add_argument(
+        "--patience",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="wait so long for a server that went away (default: %(default)s)",
+    )
+    embed.add_argument("--allow-change", action="store_true", help="go on when another version begins to answer")
+    embed.add_argument("--anew", action="store_true", help="forget what a killed run of this output left")
 
 
 def _up(arguments: argparse.Namespace) -> int:
@@ -112,36 +136,19 @@ def _describe(server: Any) -> dict[str, Any]:
 
 
 def _embed(arguments: argparse.Namespace) -> int:
+    from serving.image_paths import find_images
+
     url, model = arguments.url, arguments.model
     if url is None:
         url, model = _embedded(arguments.name, model)
     elif model is None:
         raise UserError(f"{url}: say which of its models to ask: --model NAME")
-    images = [_read_image(path) for path in arguments.images]
-    from serving.client import EmbeddingClient, RefusedImage
+    images = find_images(arguments.images, arguments.list_file)
+    from serving.bulk import BulkOptions, embed_files
 
-    rows: list[dict[str, Any]] = []
-    vectors: list[Any] = []
-    with EmbeddingClient(url, model, arguments.version) as client:
-        for path, answer in zip(arguments.images, client.embed_each(images, arguments.patch_features), strict=True):
-            if isinstance(answer, RefusedImage):
-                rows.append({"image": path, "error": str(answer)})
-                continue
-            vectors.append(answer.patch_features if arguments.patch_features else answer.embedding)
-            row = {"image": path, "model": answer.model, "version": answer.version, "digest": answer.digest}
-            row["embedding"] = answer.embedding[0].tolist()
-            if answer.patch_features is not None:
-                row["patch_features"] = answer.patch_features[0].tolist()
-            rows.append(row)
-    if arguments.output is None:
-        _print_json(rows, indent=None)
-    refused = [row for row in rows if "error" in row]
-    if refused:
-        more = f" (and {len(refused) - 1} more refused)" if len(refused) > 1 else ""
-        raise UserError(f"{refused[0]['image']}: {refused[0]['error']}{more}")
-    if arguments.output is not None:
-        _save(arguments.output, vectors)
-    return 0
+    names = ("batch", "concurrency", "patience", "version", "patch_features", "allow_change")
+    options = BulkOptions(**{name: getattr(arguments, name) for name in names})
+    return embed_files(images, url, model, options, arguments.output, anew=arguments.anew)
 
 
 def _embedded(name: str, model: str | None) -> tuple[str, str]:
@@ -163,28 +170,6 @@ def _embedded(name: str, model: str | None) -> tuple[str, str]:
             else f"server '{name}' serves no model; deploy one (make run) and start it again"
         )
     return server.url, names[0]
-
-
-def _read_image(path: str) -> bytes:
-    if path == "-":
-        return sys.stdin.buffer.read()
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({(error.strerror or 'error').lower()})") from None
-
-
-def _save(path: Path, rows: list[Any]) -> None:
-    import io
-
-    import numpy as np
-
-    from foundry.storage import write_atomically
-
-    buffer = io.BytesIO()
-    np.save(buffer, np.concatenate(rows))
-    write_atomically(path, buffer.getvalue())
-    print(f"{path}: float32 {list(np.concatenate(rows).shape)}")
 
 
 def _export(arguments: argparse.Namespace) -> int:

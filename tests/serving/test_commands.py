@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pyarrow import parquet
 
 from foundry.errors import run_command
 from serving.__main__ import main
@@ -22,7 +23,18 @@ from serving.server import RunningServer, find_server, stop_server
 from tests.conftest import REPOSITORY
 from tests.serving.tiny_models import encoded, picture
 
-HEAVY = ("torch", "numpy", "transformers", "onnx", "onnxruntime", "tritonclient", "gevent", "pydantic", "mlflow")
+HEAVY = (
+    "torch",
+    "numpy",
+    "transformers",
+    "onnx",
+    "onnxruntime",
+    "tritonclient",
+    "gevent",
+    "pyarrow",
+    "pydantic",
+    "mlflow",
+)
 
 
 @pytest.mark.parametrize("command", ["up", "stop", "status", "embed", "export", "install", None])
@@ -76,6 +88,15 @@ def test_embed_prints_what_the_client_gets(
     assert capsys.readouterr().out == f"{saved}: float32 [2, 64]\n"
     np.testing.assert_allclose(np.load(saved), expected.embedding, atol=1e-6)
 
+    patches = expected.patch_features
+    for ending in ("npy", "parquet"):
+        assert run_command(main, [*command, str(paths[1]), "--patch-features", "--output", f"{saved}.{ending}"]) == 0
+    np.testing.assert_allclose(np.load(f"{saved}.npy"), patches, atol=1e-6)
+    table = parquet.read_table(f"{saved}.parquet")
+    np.testing.assert_allclose(table.column("patch_features").to_pylist(), patches, atol=1e-6)
+    np.testing.assert_allclose(table.column("embedding").to_pylist(), expected.embedding, atol=1e-6)
+    capsys.readouterr()
+
     assert run_command(main, ["embed", "--url", served.url, "--model", "vit", "--version", "1", str(paths[0])]) == 0
     assert json.loads(capsys.readouterr().out)[0]["version"] == 1
 
@@ -87,13 +108,14 @@ def test_embed_tells_good_answers_and_refusals_apart(
     good.write_bytes(encoded(picture(1)))
     bad.write_bytes(b"GIF89a")
     command = ["embed", "--name", "tests", "--model", "vit", str(good), str(bad)]
-    assert run_command(main, command) == 2
+    assert run_command(main, command) == 3
     captured = capsys.readouterr()
     first, second = json.loads(captured.out)
-    assert len(first["embedding"]) == 64 and "image 0: " in second["error"] and second["image"] == str(bad)
-    assert captured.err.startswith(f"error: {bad}: image 0: ")
-    assert run_command(main, [*command, "--output", str(tmp_path / "x.npy")]) == 2
-    assert not (tmp_path / "x.npy").exists()
+    assert len(first["embedding"]) == 64 and second["error"].endswith("]") and second["image"] == str(bad)
+    assert captured.err == f"refused: {bad}: {second['error']} (reason in the output)\n"
+    assert run_command(main, [*command, "--output", str(tmp_path / "x.npy")]) == 3
+    saved = np.load(tmp_path / "x.npy")
+    assert np.isfinite(saved[0]).all() and np.isnan(saved[1]).all()
 
 
 def test_embed_says_what_is_missing(served: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
