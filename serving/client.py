@@ -21,6 +21,10 @@ class RefusedImage(UserError):
     """The server answered that it does not take this input, and why."""
 
 
+class ServerBusy(UserError):
+    """As many requests wait already as may; this one was turned away."""
+
+
 @dataclass(frozen=True)
 class Embeddings:
     """What a model answered for B images."""
@@ -110,7 +114,8 @@ class EmbeddingClient:
             message = message.removeprefix("[request id: <id_unknown>] ")
             if error.status() == "400":
                 raise RefusedImage(message) from None
-            raise UserError(f"{self.url}: model '{self.model}': {message}") from None
+            kind = ServerBusy if error.status() == "503" else UserError
+            raise kind(f"{self.url}: model '{self.model}': {message}") from None
         except (OSError, EOFError) as error:
             raise UserError(f"{self.url}: no server answers there ({error})") from None
         response = result.get_response()
