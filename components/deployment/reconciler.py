@@ -165,14 +165,13 @@ class Reconciler:
     def _make_ready(self, registry: ModelRegistry, names: list[str]) -> None:
         """Download and export the challengers before anyone promotes them: it takes most of the time of a switch."""
         for name in names:
-            number = registry.model(name).aliases.get(CHALLENGER)
-            if number is None or self._ready.get(name) == int(number):
-                continue
-            self._ready[name] = int(number)
             try:
-                self._prepare(registry, name, int(number))
-            except UserError as error:  # refused when it is promoted
-                print(f"deployment: {name} version {number} could not be served: {error}", file=sys.stderr, flush=True)
+                number = registry.model(name).aliases.get(CHALLENGER)
+                if number is not None and self._ready.get(name) != int(number):
+                    self._ready[name] = int(number)
+                    self._prepare(registry, name, int(number))
+            except (UserError, OSError) as error:  # told again, and entered, when it is promoted
+                print(f"deployment: warning: the challenger of {name}: {error}", file=sys.stderr, flush=True)
 
     def _actual(self, server: RunningServer, name: str, metrics: str) -> Actual:
         control = server.control()

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.parse
@@ -29,6 +31,7 @@ from serving.client import EmbeddingClient
 from serving.control import ServerControl
 from serving.repository import ModelRepository
 from serving.server import RunningServer, find_server
+from tests.conftest import REPOSITORY
 from tests.serving.tiny_models import encoded, picture
 
 pytestmark = pytest.mark.slow
@@ -204,7 +207,9 @@ def model_processes(version: int) -> list[int]:
     return found
 
 
-def test_errors_after_the_switch_bring_the_version_before_back_everywhere(start, registry, champions, repository):  # type: ignore[no-untyped-def]
+def test_errors_after_the_switch_bring_the_version_before_back_everywhere(
+    start, registry, champions, repository, tmp_path
+):  # type: ignore[no-untyped-def]
     settings = {"observe_seconds": 600, "observe_requests": 10}
     registry.promote(NAME, "1", "the first")
     assert start(**settings).run_once() == []
@@ -230,9 +235,9 @@ def test_errors_after_the_switch_bring_the_version_before_back_everywhere(start,
     assert "after the switch" in why and "0.0 % with version 1 before" in why
     assert registry.champion(NAME) == "2", "the registry's alias is the release owner's"
     # another replica, from nothing, comes to the same
-    server().control().unload(NAME)
-    repository.remove(NAME)
-    assert start().run_once() == [] and answer() == 1
+    assert start(server="other", repository=str(tmp_path / "other")).run_once() == []
+    second = find_server("other")
+    assert second is not None and second.control().ready_versions(NAME) == [1]
 
 
 def test_a_new_replica_comes_to_the_same_versions(start, registry, champions, repository, tmp_path):  # type: ignore[no-untyped-def]
@@ -394,3 +399,33 @@ def test_steady_load_during_promotion_and_rollback_loses_nothing(start, registry
         print(f"\n{len(answers)} requests in 3 promotions and 3 rollbacks, 0 failed; longest act {max(seconds):.1f} s")
     assert max(seconds) < 30
     assert not [entry for entry in reconciler.audit.entries(NAME) if entry.outcome in ("refused", "failed")]
+
+
+def test_the_command_may_be_killed_and_the_server_goes_on(start, registry, champions, repository):  # type: ignore[no-untyped-def]
+    champions(vit="1")
+    program = [sys.executable, "-m", "components.deployment", "watch", "--every", "600", "--set"]
+    program += [f"deployment.repository={repository.root}", "--set", "deployment.threads=1"]
+    program += ["--set", "registration.prefix=deploy"]
+    process = subprocess.Popen(program, cwd=REPOSITORY)
+    try:
+        deadline = time.monotonic() + 120
+        while find_server() is None or not _settled(start()):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        process.kill()
+        process.wait()
+        assert answer() == 1
+    finally:
+        process.kill()
+        process.wait()
+    stopped = subprocess.Popen(program, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert stopped.stdout is not None
+    with stopped.stdout:
+        assert "following the champions of 'deploy-*'" in stopped.stdout.readline()
+        stopped.terminate()
+        assert "the server goes on" in stopped.stdout.read()
+    assert stopped.wait(timeout=60) == 0 and answer() == 1
+
+
+def _settled(reconciler: Reconciler) -> bool:
+    return said(reconciler)[-1:] == [("publish", 1, "done")]
