@@ -38,6 +38,10 @@ class Unanswered(UserError):
     """
 
 
+class ServerBusy(Unanswered):
+    """As many requests wait already as may; this one was turned away."""
+
+
 @dataclass(frozen=True)
 class Embeddings:
     """What a model answered for B images."""
@@ -174,7 +178,8 @@ class EmbeddingClient:
             message = message.removeprefix("[request id: <id_unknown>] ")
             if about_images and error.status() in ("400", "413"):
                 raise RefusedImage(message) from None
-            kind = Unanswered if error.status() in _PASSING else NotServed if error.status() == "404" else UserError
+            kind: type[UserError] = Unanswered if error.status() in _PASSING else UserError
+            kind = {"404": NotServed, "503": ServerBusy}.get(error.status(), kind)
             raise kind(f"{self.url}: model '{self.model}': {message}") from None
         except (OSError, EOFError) as error:
             raise Unanswered(f"{self.url}: no server answers there ({error})") from None

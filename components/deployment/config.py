@@ -30,6 +30,14 @@ class DeploymentConfig(Settings):
     """Seconds the server may take to start."""
     tolerance: Annotated[float, Field(gt=0)] = 1e-4
     """Largest difference of a served embedding to the recorded one, relative to its largest value (at least 1)."""
+    latency_budget_ms: Annotated[float, Field(ge=0)] = 0.0
+    """Longest median of the golden images asked one at a time of a candidate, in milliseconds; 0: none."""
+    error_rate_margin: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """`watch` rolls a version back whose share of errors is larger than that before the switch by more than this."""
+    observe_seconds: Annotated[float, Field(ge=0)] = 300.0
+    """How long `watch` looks at the errors of a version that took over; 0: not at all."""
+    observe_requests: Annotated[int, Field(ge=1)] = 20
+    """Requests that it must have had before its share of errors is judged."""
     keep_versions: Annotated[int, Field(ge=1, le=16)] = 2
     """Versions of a model served side by side, the champion and those before it; each takes its own memory."""
     max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 16

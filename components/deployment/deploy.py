@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from components.deployment.config import DeploymentConfig
-from components.deployment.golden_check import GoldenCheck
+from components.deployment.golden_check import GoldenCheck, LatencyBudget
 from components.deployment.publication import Published, clear_candidates, publish
 from components.registration.champions import DownloadedVersion, default_destination, download_version
 from components.registration.golden import read_golden
@@ -66,7 +66,7 @@ def deploy_champions(config: DeploymentConfig, registration: Path, output: Path)
             flush=True,
         )
         return _record(output, {"schema": SCHEMA, "server": None, "models": {}, "query": None}, start)
-    repository = ModelRepository(Path(config.repository or home() / "model_repository").expanduser())
+    repository = model_repository(config)
     models: dict[str, Any] = {}
     problems: list[str] = []
     with repository.locked(), _server(config, repository) as (server, kept):
@@ -82,8 +82,9 @@ def deploy_champions(config: DeploymentConfig, registration: Path, output: Path)
                         champion.version,
                         champion.onnx,
                         GoldenCheck(champion.files.golden, config.tolerance),
-                        _options(config),
+                        serving_options(config),
                         config.keep_versions,
+                        budget=latency_budget(config, champion),
                     )
                     models[champion.model] = _describe(champion, published) | _query(server, champion)
                 except UserError as error:
@@ -124,29 +125,63 @@ def _champions(registration: Path) -> Iterator[Champion]:
             print(f"deployment: {model} has no champion, it is not deployed", flush=True)
             continue
         files = download_version(model, number, default_destination(), registry=registry)
-        print(f"deployment: {model} version {number} to ONNX", flush=True)
-        yield Champion(student, files, cached_export(files.export, home() / "cache" / "onnx"))
+        yield Champion(student, files, to_onnx(files))
+
+
+def to_onnx(files: DownloadedVersion) -> tuple[Path, OnnxExport]:
+    """The ONNX export of a version, made once. Raises :class:`UserError` where it does not give what PyTorch gives."""
+    print(f"deployment: {files.metadata['model']} version {files.metadata['version']} to ONNX", flush=True)
+    return cached_export(files.export, home() / "cache" / "onnx")
+
+
+def latency_budget(config: DeploymentConfig, champion: Champion) -> LatencyBudget | None:
+    """The bound on the time of one image, where the settings have one."""
+    return LatencyBudget(champion.files.golden, config.latency_budget_ms) if config.latency_budget_ms else None
+
+
+def model_repository(config: DeploymentConfig) -> ModelRepository:
+    """The folder that is served."""
+    return ModelRepository(Path(config.repository or home() / "model_repository").expanduser())
+
+
+def server_that_runs(config: DeploymentConfig, repository: ModelRepository) -> RunningServer | None:
+    """The server of this name, or None. Raises :class:`UserError` where it serves another folder."""
+    server = find_server(config.server)
+    if server is not None and Path(server.repository) != repository.root:
+        raise UserError(
+            f"server '{server.name}' runs on {server.repository}, not on {repository.root}; stop it "
+            "(python -m serving stop) or set deployment.server to another name"
+        )
+    return server
+
+
+def start_with_models(config: DeploymentConfig, repository: ModelRepository) -> RunningServer:
+    """Start the server and load what the repository serves. It follows this process until ``keep`` is called.
+
+    Raises :class:`UserError` where it does not start.
+    """
+    ports = Ports(config.http_port, config.grpc_port, config.metrics_port)
+    server = start_server(repository.root, config.server, ports=ports, timeout=config.start_timeout)
+    try:
+        for problem in load_models(server, repository):
+            print(f"deployment: warning: {problem}", file=sys.stderr, flush=True)
+    except BaseException:
+        stop_server(config.server, drain=False)
+        raise
+    return server
 
 
 @contextmanager
 def _server(config: DeploymentConfig, repository: ModelRepository) -> Iterator[tuple[RunningServer, bool]]:
     """(the server to publish to, whether it stays up): one that runs already is used and left as it was found."""
-    server = find_server(config.server)
+    server = server_that_runs(config, repository)
     if server is not None:
-        if Path(server.repository) != repository.root:
-            raise UserError(
-                f"server '{server.name}' runs on {server.repository}, not on {repository.root}; stop it "
-                "(python -m serving stop) or set deployment.server to another name"
-            )
         yield server, True
         return
-    ports = Ports(config.http_port, config.grpc_port, config.metrics_port)
     keep = config.serve == "keep"
     # It follows this process until the work is done: a killed deployment leaves no server behind.
-    server = start_server(repository.root, config.server, ports=ports, timeout=config.start_timeout)
+    server = start_with_models(config, repository)
     try:
-        for problem in load_models(server, repository):
-            print(f"deployment: warning: {problem}", file=sys.stderr, flush=True)
         yield server, keep
         if keep:
             server.keep()
@@ -157,7 +192,8 @@ def _server(config: DeploymentConfig, repository: ModelRepository) -> Iterator[t
         stop_server(config.server, drain=False)
 
 
-def _options(config: DeploymentConfig) -> ServingOptions:
+def serving_options(config: DeploymentConfig) -> ServingOptions:
+    """How the models are served, as the settings say."""
     return ServingOptions(
         max_batch_size=config.max_batch_size,
         queue_delay_microseconds=config.queue_delay_microseconds,

@@ -1,7 +1,9 @@
-"""Does a served model give the embeddings that were recorded when it was registered?"""
+"""Does a served model give the embeddings that were recorded when it was registered, and fast enough?"""
 
 from __future__ import annotations
 
+import statistics
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,3 +45,32 @@ class GoldenCheck:
                 f"recorded embedding (allowed {self.tolerance:.0e}): {'; '.join(wrong[:3])}{more}"
             )
         return found
+
+
+@dataclass(frozen=True)
+class LatencyBudget:
+    """How long one image may take, measured with the golden images of a version."""
+
+    folder: Path
+    milliseconds: float
+    """Bound of the median."""
+    rounds: int = 3
+    """How often every golden image is asked for; each counts with its fastest answer."""
+
+    def check(self, url: str, model: str, version: int) -> float:
+        """The median, milliseconds, of golden images asked one at a time. Raises :class:`UserError` above the bound."""
+        _, images, _ = read_golden(self.folder)
+        times: list[list[float]] = [[] for _ in images]
+        with EmbeddingClient(url, model, version) as client:
+            for _ in range(self.rounds):
+                for image, found in zip(images, times, strict=True):
+                    start = time.perf_counter()
+                    client.embed([image])
+                    found.append(1000 * (time.perf_counter() - start))
+        median = statistics.median(min(found) for found in times)
+        if median > self.milliseconds:
+            raise UserError(
+                f"model '{model}' version {version}: too slow, one golden image takes {median:.1f} ms (median), "
+                f"{self.milliseconds:g} ms are allowed (deployment.latency_budget_ms)"
+            )
+        return median

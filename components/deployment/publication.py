@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.deployment.golden_check import GoldenCheck
+from components.deployment.golden_check import GoldenCheck, LatencyBudget
 from foundry.errors import UserError
 from serving.control import ServerControl
 from serving.export import OnnxExport
@@ -31,9 +31,9 @@ class Published:
     """Where the time went: candidate, publish."""
 
 
-def clear_candidates(control: ServerControl, repository: ModelRepository) -> None:
-    """Remove candidates that a killed deployment left behind."""
-    for name in repository.names():
+def clear_candidates(control: ServerControl, repository: ModelRepository, names: Sequence[str] | None = None) -> None:
+    """Remove candidates that a killed deployment left behind: all, or those called ``names``."""
+    for name in repository.names() if names is None else names:
         if name.endswith(CANDIDATE):
             _withdraw(control, repository, name)
 
@@ -47,12 +47,16 @@ def publish(
     golden: GoldenCheck,
     options: ServingOptions,
     keep_versions: int,
+    *,
+    budget: LatencyBudget | None = None,
+    beside: Sequence[int] | None = None,
 ) -> Published:
     """Make ``version`` the default of model ``name``, if it gives its golden embeddings.
 
     New content is loaded and checked as ``<name>-candidate`` first; a version whose content lies in the repository
     already (a rollback, a repeated deployment) is loaded under its own name and checked there. Older versions stay
-    served up to ``keep_versions``; newer ones are withdrawn. Raises :class:`foundry.errors.UserError` where a load or a
+    served up to ``keep_versions``, those of ``beside`` where it is given; newer ones are withdrawn. A candidate slower
+    than ``budget`` is not published. Raises :class:`foundry.errors.UserError` where a load or a
     check fails; the versions served before then answer as before.
     """
     before, text_before = repository.served(name), repository.config(name)
@@ -60,15 +64,16 @@ def publish(
     new = not repository.holds(name, version, *source)
     if new:
         with _timed(seconds, "candidate"):
-            _try_candidate(control, repository, name, version, source, golden, options)
+            _try_candidate(control, repository, name, version, source, golden, options, budget)
         repository.write_version(name, version, *source)
-    older = [number for number in before if number < version and number in repository.versions(name)]
+    standing = before if beside is None else beside
+    older = [number for number in standing if number < version and number in repository.versions(name)]
     served = (*older[max(0, len(older) - keep_versions + 1) :], version) if keep_versions > 1 else (version,)
     with _timed(seconds, "publish"):
         try:
             repository.serve(name, served, options)
             changed = new or text_before != repository.config(name)
-            differences = {} if changed else _answers_already(control, repository, name, version, golden)
+            differences = {} if changed else _answers_already(control, repository, name, served, golden)
             if not differences:
                 control.load(name)
                 differences = golden.differences(control.url, name, version)
@@ -85,11 +90,41 @@ def publish(
     return Published(tuple(served), tuple(before), changed, differences, seconds)
 
 
+def add_beside(
+    control: ServerControl,
+    repository: ModelRepository,
+    name: str,
+    version: int,
+    source: tuple[Path, OnnxExport],
+    golden: GoldenCheck,
+    options: ServingOptions,
+) -> None:
+    """Serve ``version`` too, below the default of ``name``, if it gives its golden embeddings.
+
+    Raises :class:`foundry.errors.UserError` as :func:`publish`; what was served before then answers as before.
+    """
+    before, text_before = repository.served(name), repository.config(name)
+    if text_before is None or before[-1] <= version:
+        raise UserError(f"model '{name}': version {version} cannot stand beside {before or 'nothing'}")
+    if not repository.holds(name, version, *source):
+        _try_candidate(control, repository, name, version, source, golden, options, None)
+        repository.write_version(name, version, *source)
+    try:
+        repository.serve(name, sorted({*before, version}), options)
+        control.load(name)
+        golden.differences(control.url, name, version)
+    except BaseException:
+        repository.restore(name, text_before)
+        control.load(name)
+        raise
+
+
 def _answers_already(
-    control: ServerControl, repository: ModelRepository, name: str, version: int, golden: GoldenCheck
+    control: ServerControl, repository: ModelRepository, name: str, served: Sequence[int], golden: GoldenCheck
 ) -> dict[str, float]:
-    """The golden differences of a version that is loaded; {} where it has to be loaded (again)."""
-    if version not in control.ready_versions(name):
+    """The golden differences of the default version where exactly ``served`` are loaded; {} where a load is due."""
+    version = served[-1]
+    if control.ready_versions(name) != list(served):  # killed between the configuration and the load
         return {}
     try:
         return golden.differences(control.url, name, version)
@@ -106,6 +141,7 @@ def _try_candidate(
     source: tuple[Path, OnnxExport],
     golden: GoldenCheck,
     options: ServingOptions,
+    budget: LatencyBudget | None,
 ) -> None:
     candidate = candidate_of(name)
     try:
@@ -113,6 +149,8 @@ def _try_candidate(
         repository.serve(candidate, (version,), options)
         control.load(candidate)
         golden.differences(control.url, candidate, version)
+        if budget is not None:
+            budget.check(control.url, candidate, version)
     finally:
         _withdraw(control, repository, candidate)
 

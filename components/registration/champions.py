@@ -28,6 +28,10 @@ def default_destination() -> Path:
     return home() / "cache" / "champions"
 
 
+class ChangedFiles(UserError):
+    """The registry's files of a version are not those that were registered."""
+
+
 @dataclass(frozen=True)
 class DownloadedVersion:
     """The files of one registered version on this machine, checked against its digest."""
@@ -53,8 +57,8 @@ def download_version(
 ) -> DownloadedVersion:
     """The files of a version (number or alias) in ``<destination>/<model>-v<number>``; taken from there if complete.
 
-    Raises :class:`UserError` for an unknown model or version, and where the registry's files do not have the digest
-    that was recorded when they were registered.
+    Raises :class:`UserError` for an unknown model or version, and :class:`ChangedFiles` where the registry's files do
+    not have the digest that was recorded when they were registered.
     """
     from mlflow.artifacts import download_artifacts
 
@@ -74,7 +78,7 @@ def download_version(
             )
         digest = folder_digest(partial / "artifacts" / "export")
         if digest != metadata["digest"]:
-            raise UserError(
+            raise ChangedFiles(
                 f"registered model '{model}' version {metadata['version']}: its files have digest {digest[:12]}, but "
                 f"{metadata['digest'][:12] or 'none'} was registered; they were changed, register the student again"
             )

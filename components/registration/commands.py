@@ -82,7 +82,7 @@ def _rollback(arguments: argparse.Namespace) -> None:
 def _tell(name: str, move: Move) -> None:
     before = f", before: version {move.previous}" if move.previous else ""
     print(f"{name}: champion is version {move.version} (verdict {move.verdict}{before})")
-    print("the server follows at the next deployment")
+    print("the server follows at the next deployment, or at once where `components.deployment watch` runs")
 
 
 def _history_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 IMAGES_TOTAL = "foundry_serving_images_total"
-"""Counter; labels model, version, outcome: ``ok`` or the reason an image was refused for."""
+"""Counter; labels model, version, outcome: ``ok``, the reason an image was refused for, or ``internal-error``."""
+INTERNAL_ERROR = "internal-error"
+"""Outcome of an image that an error of the program ended (status 500); Triton counts the request as answered."""
 DECODE_SECONDS = "foundry_serving_decode_seconds"
 """Histogram; labels model, version: decoding and preprocessing of the images of one executed batch."""
 INFER_SECONDS = "foundry_serving_infer_seconds"
@@ -21,7 +23,7 @@ class ServingMetrics:
         self._labels = {"model": model, "version": version}
         counter, histogram = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.HISTOGRAM
         self._images = pb_utils.MetricFamily(
-            name=IMAGES_TOTAL, description="Images by outcome: ok, or why it was refused", kind=counter
+            name=IMAGES_TOTAL, description="Images by outcome: ok, why it was refused, or internal-error", kind=counter
         )
         self._families = {
             name: pb_utils.MetricFamily(name=name, description=description, kind=histogram)

@@ -16,7 +16,7 @@ import triton_python_backend_utils as pb_utils
 
 from foundry.images import ImageError
 from serving.triton_backend.embedding import EmbeddingModel
-from serving.triton_backend.metrics import DECODE_SECONDS, INFER_SECONDS, ServingMetrics
+from serving.triton_backend.metrics import DECODE_SECONDS, INFER_SECONDS, INTERNAL_ERROR, ServingMetrics
 from serving.triton_backend.tensors import EMBEDDING, IMAGE, MODEL_DIGEST, PATCH_FEATURES, PIXELS
 
 
@@ -85,6 +85,7 @@ class TritonPythonModel:
         except Exception:
             pb_utils.Logger.log_error(traceback.format_exc())
             for item in work:
+                self.metrics.count(INTERNAL_ERROR, max(1, len(item.images) or len(item.pixels_BCHW)))
                 item.error = pb_utils.TritonError("internal error, see the server's log", pb_utils.TritonError.INTERNAL)
 
     def _read(self, work: Sequence[Work]) -> None:
@@ -103,7 +104,6 @@ class TritonPythonModel:
         if not np.isfinite(array).all():
             raise Refused(f"'{PIXELS}' holds values that are not finite")
         item.pixels_BCHW = array
-        self.metrics.count("ok", len(array))
 
     def _decode(self, work: Sequence[Work]) -> None:
         """Decode the images of all requests together, on the instance's threads."""
@@ -118,9 +118,9 @@ class TritonPythonModel:
                     self.metrics.count(pixels.reason)
                     refusals.append(f"image {index}: {pixels} [{pixels.reason}]")
                 else:
-                    self.metrics.count("ok")
                     rows.append(pixels)
             if refusals:
+                self.metrics.count("ok", len(rows))
                 more = f"; and {len(refusals) - 1} more" if len(refusals) > 1 else ""
                 item.error = pb_utils.TritonError(refusals[0] + more, pb_utils.TritonError.INVALID_ARG)
             else:
@@ -133,6 +133,7 @@ class TritonPythonModel:
         start = time.perf_counter()
         embedding, patches = self.model.run(batch, any(PATCH_FEATURES in item.outputs for item in work))
         self.metrics.observe(INFER_SECONDS, time.perf_counter() - start)
+        self.metrics.count("ok", len(batch))
         row = 0
         for item, array in zip(work, arrays, strict=True):
             rows = slice(row, row := row + len(array))
